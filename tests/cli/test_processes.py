@@ -106,11 +106,12 @@ def test_two_processes_tune_as_one_does_and_speak_as_one(here: Path, launcher: l
     words = ["--dataset", "demo", "--method", "toast-lite", *UNEVEN, *balanced]
     alone = toast_in_new_process("tune", "--output-dir", here / "one", *words)
     assert alone.code == 0, alone.err
-    together = two_processes(launcher, "tune", "--output-dir", here / "two", *words)
+    together = two_processes(launcher, "tune", "--output-dir", here / "two", *words, "training.trackers=tensorboard")
     assert together.code == 0, together.err
     same_run(here / "two", here / "one", "adapter/adapter_model.safetensors")
     assert together.out.count("│ accuracy, test") == 1
     assert together.err.count("epoch   2/2") == 1
+    assert len(list((here / "two" / "tensorboard").iterdir())) == 1 and (here / "two" / "curves.png").is_file()
     assert len((here / "two" / "metrics.jsonl").read_text().splitlines()) == 3
     assert json.loads((here / "two" / "environment.json").read_text())["processes"] == 2
     same_answers(here / "two", here / "one")

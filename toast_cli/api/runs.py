@@ -16,6 +16,7 @@ from toast_cli.data.python_data import PythonData
 from toast_cli.evaluation.answer_files import write_answer_files
 from toast_cli.evaluation.evaluate_run import evaluate_run
 from toast_cli.evaluation.open_run import RunRequest
+from toast_cli.evaluation.training_figures import TrainingFigures
 from toast_cli.recipe.lookup import resolve_recipe, resolve_recorded_backbone
 from toast_cli.recipe.parse import set_data_source
 from toast_cli.recipe.schema import Recipe
@@ -136,7 +137,7 @@ def tune(
     folder = None if output_dir is None else Path(output_dir)
     run = prepare_tuning(resolved, folder, reporter, resume is not None, changes)
     answers: list[SplitAnswers] = []
-    results = run_tuning(run, Callbacks(on_step, on_epoch), answers.append)
+    results = run_tuning(run, Callbacks(on_step, on_epoch), answers.append, TrainingFigures())
     for each in answers:
         write_answer_files(each, run.folder.path)
     return TuneResult(_get_model(run), results, run.folder.path)

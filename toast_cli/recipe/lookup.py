@@ -10,7 +10,7 @@ from typing import Any
 from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import replace_recipe_fields, validate_partial_recipe
+from toast_cli.recipe.parse import describe_deprecated_fields, replace_recipe_fields, validate_partial_recipe
 from toast_cli.recipe.safe_yaml import parse_recipe, parse_value
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
@@ -151,6 +151,7 @@ def resolve_recipe(
         messages.append(
             f"The training settings of {name} were made for {made_for}, not {draft.get_section_name('method')}."
         )
+    messages += describe_deprecated_fields(draft)
     return ResolvedRecipe(validate_partial_recipe(draft), name, source, messages)
 
 

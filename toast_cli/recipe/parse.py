@@ -80,7 +80,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
     }
     plugins: dict[str, Any] = {}
     sections: dict[str, Any] = {}
-    problems: list[RecipeProblem] = []
+    problems = _replace_deprecated_fields(draft)
     default_task = not draft.values.get("task")
     for section in SECTIONS:
         if section == "task" and isinstance(task := draft.values.setdefault("task", {}), dict):
@@ -203,6 +203,30 @@ def _find_unknown_metric(task: Any, options: NamedOptions, registered: Mapping[s
         return []
     hint = did_you_mean(select, known)
     return [RecipeProblem(("task", "select"), f"there is no such metric. {hint}", select, code="recipe.unknown-choice")]
+
+
+def describe_deprecated_fields(draft: PartialRecipe) -> list[str]:
+    """Return a warning for each deprecated field that a draft sets."""
+    training = draft.values.get("training")
+    if not isinstance(training, dict) or "tensorboard" not in training:
+        return []
+    return [
+        f"Warning: training.tensorboard ({draft.locate(('training', 'tensorboard'))}) is deprecated, and version 0.4.0 "
+        "or a later one removes it. Write training.trackers=tensorboard."
+    ]
+
+
+def _replace_deprecated_fields(draft: PartialRecipe) -> list[RecipeProblem]:
+    """Replace fields of earlier versions by their successors; return a problem for each that is set in both ways."""
+    training = draft.values.get("training")
+    if not isinstance(training, dict) or training.get("tensorboard") is not True:
+        return []
+    if training.get("trackers"):
+        text = "is the earlier spelling of training.trackers, which is set too. Leave it out."
+        return [RecipeProblem(("training", "tensorboard"), text, True, code="recipe.invalid-value")]
+    del training["tensorboard"]
+    training["trackers"] = ["tensorboard"]
+    return []
 
 
 def _load_plugin(section: str, content: Any) -> Any:

@@ -10,11 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, SerializeAsAny, StringConstraints
+from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, StringConstraints
 
 from toast_cli.backbones.base import BackboneOptions, Card
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.utils.config import BaseOptions, NamedOptions, OrAuto
+
+
+def _to_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class TrainingOptions(BaseOptions):
@@ -118,7 +122,17 @@ class TrainingOptions(BaseOptions):
         None, ge=1, examples=[128], description="images (or texts) per forward pass in evaluation; default: batch_size"
     )
     log_every: int = Field(10, ge=1, description="optimizer steps between lines of metrics.jsonl")
-    tensorboard: bool = Field(False, description="also write TensorBoard events (needs the 'tensorboard' extra)")
+    trackers: Annotated[tuple[str, ...], BeforeValidator(_to_names, json_schema_input_type=str | list[str])] = Field(
+        (),
+        examples=[["tensorboard"], ["wandb"]],
+        description="trackers that also receive metrics and pictures: tensorboard, wandb, mlflow, trackio, swanlab or "
+        "another one that Accelerate knows; one name or a list",
+    )
+    tensorboard: bool = Field(
+        False,
+        exclude=True,
+        description="deprecated since 0.3.0, removed in 0.4.0 or later: write trackers=tensorboard",
+    )
 
 
 class PretuningOptions(BaseOptions):

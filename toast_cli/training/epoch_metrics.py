@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,3 +68,24 @@ class EpochMetrics:
         """Return the metrics of all processes, at the end of the epoch."""
         merged = {**merge_across_processes(self.meter).result(), **merge_across_processes(self.parts).result()}
         return {**merged, "loss": self._loss / (self.seen or 1), "seconds": self.seconds}
+
+
+class Throughput:
+    """The samples per second of training, between two measurements."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure, for example after a validation, whose time does not count."""
+        self._samples, self._since = 0.0, time.perf_counter()
+
+    def add(self, samples: float) -> None:
+        """Add the samples of a step."""
+        self._samples += samples
+
+    def measure(self) -> float:
+        """Return the samples per second since the last measurement, and begin the next one."""
+        rate = self._samples / max(time.perf_counter() - self._since, 1e-9)
+        self.restart()
+        return rate

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
 from accelerate.utils import send_to_device
+from torch.nn.utils import get_total_norm
 
 from toast_cli.data.base import BatchLoader
 from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
 from toast_cli.training.callbacks import Callbacks, EpochInfo, StepInfo
 from toast_cli.training.distributed.collectives import merge_dicts_across_processes, sum_across_processes
+from toast_cli.training.distributed.devices import measure_device_memory
 from toast_cli.training.ema import ExponentialMovingAverage
-from toast_cli.training.epoch_metrics import EpochMetrics
+from toast_cli.training.epoch_metrics import EpochMetrics, Throughput
 from toast_cli.training.evaluate import evaluate_model, report_unreadable_classes
 from toast_cli.training.interrupts import InterruptHandler
 from toast_cli.training.optimization import count_total_steps, make_optimizer, make_scheduler
@@ -55,6 +57,7 @@ class TrainingLoop:
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
         self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
         self.data, self.record_extension = run.session.data, run.record_extension
+        self.show_first_batch, self.throughput = run.show_first_batch, Throughput()
         self.accelerator, training = run.session.accelerator, run.session.recipe.training
         self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
@@ -67,6 +70,7 @@ class TrainingLoop:
         self.at, self.best, self.stop = TrainingProgress(), BestEpoch(), InterruptHandler()
         self.tally = EpochMetrics(step)
         self.meter = step.evaluation_meter()
+        self.throughput_name = f"{'texts' if self.objective.target == 'text' else 'images'}_per_second"
         self.kept: TrainingProgress | None = None
 
     def fit(self) -> BestEpoch:
@@ -122,6 +126,7 @@ class TrainingLoop:
         self.model.train()
         self.train.set_epoch(at.epochs + 1, at.batches)
         started = time.perf_counter() - tally.seconds
+        self.throughput.restart()
         for group in _group_batches(self.train, training.accumulate):
             if self._has_reached_max_steps():
                 break
@@ -146,7 +151,11 @@ class TrainingLoop:
         batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in group]
         # The loss is the weighted mean over all samples (or tokens) of the step, whatever the sizes of its batches.
         weight = sum(self.objective.sum_weights(batch) for batch in batches)
-        total, stop_requests = sum_across_processes([weight, float(self.stop.asked)], accelerator)
+        sums = [weight, sum(map(count_samples, batches)), float(self.stop.asked)]
+        total, samples, stop_requests = sum_across_processes(sums, accelerator)
+        self.throughput.add(samples)
+        if at.steps == 0:
+            self.show_first_batch(batches[0])
         self.schedule.step_update(at.steps)
         at.steps += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,17 +174,39 @@ class TrainingLoop:
                 # Gradients are averaged over processes, and each process's loss is its share of the sum.
                 accelerator.backward(loss * processes)
             self.tally.add(stepped, batch)
-        if self.training.clip_grad is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip_grad)
+        is_logged = at.steps % self.training.log_every == 0
+        norm = self._clip_gradients(measure=is_logged)
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
         self.tally.add_loss(value, total)
         self.loss = value
-        if at.steps % self.training.log_every == 0:
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.log({"kind": "step", "step": at.steps, "epoch": at.epochs + 1, "loss": value, "lr": lr})
+        if is_logged:
+            self.log(
+                {
+                    **{"kind": "step", "step": at.steps, "epoch": at.epochs + 1, "loss": value, "lr": self._get_lr()},
+                    **{"grad_norm": norm, self.throughput_name: self.throughput.measure()},
+                    **measure_device_memory(accelerator.device),
+                }
+            )
         return bool(stop_requests)
+
+    def _clip_gradients(self, measure: bool) -> float | None:
+        """Clip the gradients if the recipe says so; return their norm before that, or None if it is not to `measure`.
+
+        This is a collective call: all processes must make it.
+        """
+        accelerator, limit = self.accelerator, self.training.clip_grad
+        if limit is not None:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        elif measure:
+            accelerator.unscale_gradients(self.optimizer)
+            norm = get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
+        value = float(gather_full_tensors({"norm": norm})["norm"]) if measure else math.nan
+        return value if math.isfinite(value) else None  # with fp16, a step whose gradients overflow is skipped
+
+    def _get_lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def validate(self) -> dict[str, Any] | None:
         """Return the validation metrics of the current weights, or None without a validation split.
@@ -226,7 +257,7 @@ class TrainingLoop:
         """Compare the epoch with the best one, log it and save its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
         train = self.tally.compute_global_metrics()
-        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "train": train}
+        line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "lr": self._get_lr(), "train": train}
         is_best = self.validation is None
         if metrics is not None:
             line["validation"] = metrics
@@ -337,6 +368,11 @@ class TrainingLoop:
             "Try a lower training.lr, a longer warm-up, training.clip_grad=1 or fp32.",
             code="training.non-finite",
         )
+
+
+def count_samples(batch: Mapping[str, Any]) -> int:
+    """Return the number of samples in a batch."""
+    return len(next(iter(batch.values())))
 
 
 def _group_batches(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

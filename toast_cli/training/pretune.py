@@ -18,6 +18,7 @@ from toast_cli.training.optimization import describe_schedule
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.step import DistillationStep, PretuningStep
+from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.utils.config import is_automatic
 from toast_cli.utils.errors import UsageError
 
@@ -73,11 +74,13 @@ def pretune_model(
     gradient: bool = True,
     resume: bool = False,
     overrides: Sequence[str] = (),
+    figures: RunFigures | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Pre-tune according to a recipe; return the run folder, which holds the artifact, and the results.
 
     Without `gradient`, the artifact is the least-squares start. With `resume`, `output_dir` is the folder of an
-    interrupted run of this recipe, which is resumed exactly. `overrides` are as in `tune_model`.
+    interrupted run of this recipe, which is resumed exactly. `overrides` are as in `tune_model`. `figures` draws the
+    curves, and pictures for the trackers.
 
     Raises:
         UsageError: the method has no full feedback path, or the recipe's options exclude each other.
@@ -97,6 +100,7 @@ def pretune_model(
         recipe, lambda session, _: make_step(session.model), reporter, None if resume else output_dir, labels=labels
     )
     run = Run.prepare(recipe, output_dir, reporter, resume, overrides=overrides, labels=labels, automatic=chosen)
+    run.figures = figures or RunFigures()
     session = run.session
     recipe, model = session.recipe, session.model
     sizes = session.measure_model_sizes()

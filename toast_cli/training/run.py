@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import set_seed
 
@@ -30,23 +30,22 @@ from toast_cli.storage.lineage import RunLineage, describe_extension, read_linea
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.continuation.earlier_data import describe_start_leaks
 from toast_cli.training.continuation.extension import Extension, describe_extension_schedule, prepare_extension
-from toast_cli.training.distributed.collectives import share_run_folder
+from toast_cli.training.distributed.collectives import call_in_first_process, share_run_folder
 from toast_cli.training.environment import describe_environment
+from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.training.image_files import check_image_files
 from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
+from toast_cli.training.tracking.figures import RunFigures
+from toast_cli.training.tracking.trackers import Trackers
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import PYTHON_DATA, UNREADABLE_IMAGE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$", re.IGNORECASE)
 """Suffixes of files of data, which names of runs leave out."""
@@ -66,8 +65,8 @@ class Run:
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
     there was a checkpoint to resume from. `extension` has the changes of its recipe, and `lineage` the models that it
-    starts from. `writer` also receives the metrics, if TensorBoard is on. `automatic` holds the settings that were
-    `auto`.
+    starts from. `automatic` holds the settings that were `auto`. `trackers` also receive the metrics, and the pictures
+    that `figures` draws.
     """
 
     session: Session
@@ -80,7 +79,11 @@ class Run:
     automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     folder: RunFolder = field(init=False)
     resumed: bool = field(default=False, init=False)
-    writer: SummaryWriter | None = field(default=None, init=False)
+    figures: RunFigures = field(default_factory=RunFigures, init=False)
+    trackers: Trackers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trackers = Trackers(self.reporter)
 
     @classmethod
     def prepare(
@@ -139,7 +142,7 @@ class Run:
         """
         self.folder = folder = self._open_folder()
         try:
-            with folder.lock(), self._open_writer() as self.writer:
+            with folder.lock(), self._close_at_end():
                 yield folder
         except KeyboardInterrupt:
             self.reporter.report_interruption(self.command)
@@ -213,11 +216,18 @@ class Run:
         return count
 
     def log_metrics(self, line: dict[str, Any]) -> None:
-        """Append a line to the metrics file, and to TensorBoard if it is on."""
+        """Append a line to the metrics file, and send it to the trackers."""
         self.folder.append_metrics(line)
-        if self.writer is not None:
-            for name, value in _iterate_scalars(line):
-                self.writer.add_scalar(name, value, line["step"])
+        self.trackers.log(line, line["step"])
+
+    def show_first_batch(self, batch: Mapping[str, Any]) -> None:
+        """Send pictures of the first batch of training to the trackers."""
+        self.trackers.log_pictures(lambda: self.figures.draw_first_batch(self.session, batch))
+
+    def show_results(self, results: Mapping[str, Any], split: str, answers: SplitAnswers | None) -> None:
+        """Send the numbers of the selected model, and its pictures of a split, to the trackers."""
+        self.trackers.log({name: results[name] for name in ("test", "selected_epoch") if results[name] is not None})
+        self.trackers.log_pictures(lambda: self.figures.draw_results(self.session, split, answers))
 
     def start(self) -> None:
         """Initialize the model with the method's initial weights, or prepare it to resume from `checkpoints/last`.
@@ -237,7 +247,9 @@ class Run:
         self.resumed = state is not None
         if state is not None:
             self._restore_start(state)
+            self._start_trackers(int(state["at"]["steps"]))
         else:
+            self._start_trackers()
             folder.truncate_metrics_after(-1, -1)
             self._initialize()
         if session.accelerator.num_processes > 1:
@@ -318,12 +330,32 @@ class Run:
         self.folder.write_recipe(to_yaml(self.session.recipe))
         self.reporter.report_message(f"The run is extended: {describe_extension(last)}.")
 
-    def _open_writer(self) -> AbstractContextManager[SummaryWriter | None]:
-        if not (self.session.recipe.training.tensorboard and self.folder.writes):
-            return nullcontext()
-        from torch.utils.tensorboard import SummaryWriter
+    def _start_trackers(self, step: int = 0) -> None:
+        """Start the trackers in the first process.
 
-        return SummaryWriter(str(self.folder.path / "tensorboard"))
+        Raises:
+            ToastError: a tracker cannot be started. Every process raises the same error.
+        """
+        recipe, accelerator, folder = self.session.recipe, self.session.accelerator, self.folder
+        names = recipe.training.trackers
+        if names:
+            values = recipe.model_dump(mode="json")
+            start = partial(self.trackers.start, names, accelerator, folder.path, values, step)
+            call_in_first_process(accelerator, start)
+            self.reporter.report_message(f"Trackers: {', '.join(names)}")
+
+    @contextmanager
+    def _close_at_end(self) -> Iterator[None]:
+        """Draw the curves and end the trackers, however the run ends."""
+        try:
+            yield
+        finally:
+            if self.folder.writes:
+                try:
+                    self.figures.write_curves(self.folder.path)
+                except Exception as error:  # it must not hide how the run ended
+                    self.reporter.report_message(f"The curves were not drawn: {type(error).__name__}: {error}")
+            self.trackers.finish()
 
 
 def initialize_feedback(session: Session, reporter: Reporter) -> bool:
@@ -368,11 +400,3 @@ def get_dataset_label(dataset: NamedOptions) -> str:
     place = place.parent if re.search(r"[*?\[{]", place.name) else place
     name = FILE_SUFFIXES.sub("", place.name)
     return name if name.strip(".") else Path(path).absolute().name or dataset.name
-
-
-def _iterate_scalars(line: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in line.items():
-        if isinstance(value, dict):
-            yield from _iterate_scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in {"step", "epoch"}:
-            yield f"{prefix}{name}", value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
@@ -30,9 +29,10 @@ from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
+from toast_cli.training.tracking.libraries import check_trackers
 from toast_cli.utils.config import is_automatic
 from toast_cli.utils.constants import OWN_PACKAGE
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import UsageError
 
 
 @dataclass
@@ -124,17 +124,13 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
 
     Raises:
         UsageError: the method needs `init_from`, the optimizer cannot be used, the data has no labels or lacks a split,
-            the task does not fit the labels, or `init_from` is neither a tuned model nor an artifact.
+            the task does not fit the labels, `init_from` is neither a tuned model nor an artifact, or a tracker is
+            unknown.
         ToastError: any other error that the user can fix.
     """
     recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
     _require_numbers(recipe)
-    if recipe.training.tensorboard and find_spec("tensorboard") is None:
-        raise ToastError(
-            "TensorBoard is not installed.",
-            what_to_do='Run pip install "tensorboard>=2.18", or set training.tensorboard=false.',
-            code="cli.missing-package",
-        )
+    check_trackers(recipe.training.trackers)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     if recipe.training.shard:
         check_sharding(accelerator)

@@ -35,6 +35,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.session import Session
 from toast_cli.training.step import TrainingStep
+from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.utils.constants import NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_text
@@ -49,6 +50,7 @@ def tune_model(
     resume: bool = False,
     overrides: Sequence[str] = (),
     on_answers: AnswersCallback | None = None,
+    figures: RunFigures | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train according to a recipe; return the run folder and the results.
 
@@ -59,13 +61,13 @@ def tune_model(
     Validation selects the model. The test split is evaluated once, at the end, with the selected model; with
     `test: false` in the recipe it is not evaluated. If the run is extended, it is evaluated again at the new end, and
     the results count how often. `on_answers` receives the selected model's answers to the test split; if the data has
-    none, to the validation split.
+    none, to the validation split. `figures` draws the curves, and pictures for the trackers.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
     run = prepare_tuning(recipe, output_dir, reporter, resume, overrides)
-    results = run_tuning(run, on_answers=on_answers)
+    results = run_tuning(run, on_answers=on_answers, figures=figures)
     return run.folder, results
 
 
@@ -91,17 +93,22 @@ def prepare_tuning(
 
 
 def run_tuning(
-    run: Run, callbacks: Callbacks | None = None, on_answers: AnswersCallback | None = None
+    run: Run,
+    callbacks: Callbacks | None = None,
+    on_answers: AnswersCallback | None = None,
+    figures: RunFigures | None = None,
 ) -> dict[str, Any]:
     """Train, test and save a prepared run; return the results. Its model then has the weights of the best epoch.
 
-    `callbacks` and `on_answers` are as in `tune_model`.
+    `callbacks`, `on_answers` and `figures` are as in `tune_model`.
 
     Raises:
         ToastError: any error that the user can fix. Finished work stays in the run folder.
     """
     session, reporter = run.session, run.reporter
+    run.figures = figures or RunFigures()
     recipe, model, accelerator, data = session.recipe, session.model, session.accelerator, session.data
+    training = recipe.training
     train = session.make_loader("train", train=True)
     with_attention = (
         recipe.training.validate_attention and "val" in data.splits and session.can_measure_attention("val")
@@ -150,23 +157,26 @@ def run_tuning(
             save_adapter_folder(
                 folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
             )
-        test, warnings = None, describe_small_validation(best.metrics, recipe.training.epochs)
+        test, answers, warnings = None, list[SplitAnswers](), describe_small_validation(best.metrics, training.epochs)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
             meter = model.objective.evaluation_meter()
-            results |= evaluate_test_split(run, test, meter, on_answers)
+            results |= evaluate_test_split(run, test, meter, answers.append)
             warnings += describe_weak_classes("test", meter.class_counts(), data.classes)
             results["test_evaluations"] = run.count_test_evaluations()
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results, run.lineage.warnings))
-        elif validation is not None and "test" not in data.splits and on_answers is not None:
-            collect_validation_answers(run, on_answers)
+        elif validation is not None and (training.trackers or (on_answers is not None and "test" not in data.splits)):
+            collect_validation_answers(run, answers.append)
+        if answers and on_answers is not None and (recipe.test or "test" not in data.splits):
+            on_answers(answers[0])
         results["skipped"] = report_skipped_samples(reporter, data, train=train, val=validation, test=test)
         results["warnings"] = warnings
         results["seconds"] = run.seconds
         folder.write_results(results)
+        run.show_results(results, "val" if test is None else "test", answers[0] if answers else None)
     return results
 
 

@@ -52,6 +52,11 @@ def add_checksum_line(text: str) -> str:
     return f"# {CHECKSUM_KEY} of all below: {hash_text(text)}\n{text}"
 
 
+def has_checksum_line(text: str) -> bool:
+    """Return whether a text begins with a line that holds its checksum, and so was written by toast."""
+    return _CHECKSUM_LINE.match(text) is not None
+
+
 def is_checksum_valid(text: str) -> bool:
     """Return whether a text has a matching checksum line, or has none (written by hand) and is not empty."""
     line = _CHECKSUM_LINE.match(text)

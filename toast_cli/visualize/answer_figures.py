@@ -1,16 +1,20 @@
-"""Figures of a model's answers to a split: the confusion matrix and the reliability diagram."""
+"""Figures of a model's answers to a split: the confusion matrix, the reliability diagram and the worst mistakes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from PIL.Image import Image
 
-from toast_cli.utils.names import shorten_name
+from toast_cli.utils.names import escape_newlines, shorten_name
+from toast_cli.visualize.figure import shrink_image
 
 MAX_MATRIX_CLASSES = 32
 """Largest number of classes in a matrix whose names and counts can be read."""
@@ -20,6 +24,8 @@ CELL_SIDES = (0.34, 0.62)
 """Smallest and largest side of a cell of the matrix, in inches."""
 MATRIX_SIDE = 4.0
 """Side of a small matrix, in inches."""
+MISTAKE_SIDE = 2.0
+"""Width and height of the image of a mistake, in inches."""
 
 
 def draw_confusion(counts: Any, classes: Sequence[str], what: str, shares: bool = False) -> Figure:
@@ -129,6 +135,38 @@ def draw_reliability(
         x=0.01,
         ha="left",
     )
+    return figure
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer: the image and its name, its label, and the class chosen with its probability (NaN if unknown)."""
+
+    image: Image
+    name: str
+    label: str
+    choice: str
+    probability: float
+
+
+def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
+    """Draw the images of mistakes, in the order given, with their names, labels and choices."""
+    columns = min(len(mistakes), 4)
+    rows = math.ceil(len(mistakes) / columns)
+    figure = Figure(figsize=((MISTAKE_SIDE + 0.3) * columns, (MISTAKE_SIDE + 0.6) * rows + 0.4), layout="constrained")
+    figure.suptitle(f"{title}. Above each image: its label; the choice and its probability.", fontsize=8, wrap=True)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat[len(mistakes) :]:
+        axes.set_visible(False)
+    for axes, mistake in zip(figure.axes, mistakes, strict=False):
+        axes.imshow(np.asarray(shrink_image(mistake.image.convert("RGB"))))
+        axes.set(xticks=[], yticks=[])
+        sure = "" if math.isnan(mistake.probability) else f" {mistake.probability:.1%}"
+        label, choice, name = (
+            shorten_name(escape_newlines(text), MAX_LABEL_LENGTH)
+            for text in (mistake.label, mistake.choice, mistake.name)
+        )
+        axes.set_title(f"{label}\nchosen: {choice}{sure}", fontsize=7)
+        axes.set_xlabel(name, fontsize=6, color="#555")
     return figure
 
 

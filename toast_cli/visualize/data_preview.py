@@ -46,7 +46,15 @@ def draw_contact_sheet(
     options = BatchOptions(
         count, shuffle=True, augment=augment, with_masks=split.has_masks and _keeps_masks(recipe, augment)
     )
-    batch = next(iter(build_batches(split, recipe, backbone, options)))
+    return draw_batch(next(iter(build_batches(split, recipe, backbone, options))), data, recipe, backbone)
+
+
+def draw_batch(batch: Mapping[str, Any], data: DataSet, recipe: Recipe, backbone: Backbone) -> Figure:
+    """Draw the images of a batch, each with its label and the outline of its mask, or with its pixel classes.
+
+    Raises:
+        UsageError: the backbone does not accept images.
+    """
     count = len(batch["image"])  # fewer than requested if images.on_error=skip left some out
     columns = math.ceil(math.sqrt(count))
     figure, grid = _make_sheet(math.ceil(count / columns), columns)
@@ -145,9 +153,11 @@ def _overlay_classes(axes: Axes, labels: Tensor, classes: Sequence[str]) -> str:
 
 
 def format_label(label: Tensor, data: DataSet) -> str:
-    """Return the label of an image as text: its class, its labels, or its numbers."""
+    """Return the label of an image as text: its class, its labels, or its numbers; empty if it is left out."""
     if data.target == "class":
-        return data.classes[int(label)]
+        return "" if int(label) == IGNORE_INDEX else data.classes[int(label)]
+    if label.isnan().any():
+        return ""
     if data.target == "labels":
         return ", ".join(data.classes[index] for index in label.nonzero().flatten().tolist()) or "no label"
     return ", ".join(f"{name} {value:g}" for name, value in zip(data.classes, label.tolist(), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -233,29 +232,6 @@ def test_a_checkpoint_survives_a_save_that_was_killed_half_way(tmp_path: Path) -
     assert load_checkpoint(tmp_path, "last", model)["epoch"] == 1
     with pytest.raises(ToastError, match="of another model"):
         load_checkpoint(tmp_path, "last", build_model(recipe_of("toast"), ("a", "b")))
-
-
-def test_metrics_also_go_to_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    folder, _ = tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
-    events = EventAccumulator(str(folder.path / "tensorboard"))
-    events.Reload()
-    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    written = [event.value for event in events.Scalars("train/loss")]
-    assert written == pytest.approx([line["train"]["loss"] for line in lines if line["kind"] == "epoch"])
-
-
-def test_a_missing_tensorboard_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("toast_cli.training.session.find_spec", lambda name: None)
-    with pytest.raises(ToastError) as refused:
-        tune_model(recipe_of(training={"tensorboard": True}), tmp_path / "run", Reporter())
-    assert refused.value.code == "cli.missing-package"
-    assert "TensorBoard" in refused.value.what
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_session_knows_its_sizes() -> None:

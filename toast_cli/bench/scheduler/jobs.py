@@ -25,7 +25,7 @@ Stage = Literal["search", "final"]
 
 LOCATION_FIELDS = {"device", "data_dir"}
 """Recipe fields that determine where a run takes place, not its results."""
-RESULT_NEUTRAL_SETTINGS = {"workers", "log_every", "tensorboard", "eval_batch_size"}
+RESULT_NEUTRAL_SETTINGS = {"workers", "log_every", "trackers", "tensorboard", "eval_batch_size"}
 """Training fields that do not affect results."""
 
 CHOSEN_SETTINGS = ("batch_size", "lr")

@@ -85,6 +85,7 @@ def run_pretune(
 
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_pretuning_table, draw_range_test
+    from toast_cli.evaluation.training_figures import TrainingFigures
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.pretune import pretune_model
 
@@ -97,6 +98,7 @@ def run_pretune(
             gradient=not least_squares,
             resume=resume is not None,
             overrides=changes,
+            figures=TrainingFigures(),
         )
     draw_range_test(folder.path)
     if as_json:

@@ -87,6 +87,7 @@ def run_tune(
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table, draw_range_test
     from toast_cli.evaluation.answer_files import write_answer_files
+    from toast_cli.evaluation.training_figures import CURVES_FIGURE, TrainingFigures
     from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.training.tune import tune_model
@@ -101,6 +102,7 @@ def run_tune(
             resume=resume is not None,
             overrides=changes,
             on_answers=answers.append,
+            figures=TrainingFigures(),
         )
     draw_range_test(folder.path)
     if as_json:
@@ -109,6 +111,8 @@ def run_tune(
         title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
         out.print(build_results_table(title, results))
         print_line(f"Run folder: {folder.path}")
+        if (folder.path / CURVES_FIGURE).is_file():
+            print_line(f"Curves: {folder.path / CURVES_FIGURE}")
     for each in answers:
         written = write_answer_files(each, folder.path)
         print_line(format_written_files(each, folder.path, written), err if as_json else out)

@@ -76,3 +76,8 @@ def check_compiling(model: Model, accelerator: Accelerator) -> None:
             "Do not set --dynamo_backend or ACCELERATE_DYNAMO_BACKEND.",
             code="device.cannot-compile",
         )
+
+
+def measure_device_memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory that tensors of this process have taken on a CUDA device, in GB; nothing elsewhere."""
+    return {"device_gigabytes": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {}

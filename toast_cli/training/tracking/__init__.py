@@ -1,0 +1,1 @@
+"""Trackers: programs that show the curves and pictures of runs, fed through Accelerate."""
