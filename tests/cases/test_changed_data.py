@@ -26,9 +26,15 @@ from toast_cli.data.segmentation.dataset import SegmentationSplit
 from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training import run_data, tune
+from toast_cli.training import tune
+from toast_cli.training.data import run_data
+from toast_cli.training.data.run_data import (
+    check_resumed_data,
+    describe_changed_split,
+    open_shared_data,
+    read_data_record,
+)
 from toast_cli.training.distributed import collectives
-from toast_cli.training.run_data import check_resumed_data, describe_changed_split, open_shared_data, read_data_record
 from toast_cli.utils.errors import ToastError
 
 
@@ -217,7 +223,7 @@ def test_longer_splits_and_runs_of_earlier_versions_are_compared_by_their_hashes
     (old / "results.json").write_text(json.dumps(results))
     data = open_data(recipe_of("folder:data"))
     assert read_data_record(old / "adapter") is None and read_data_record(folder) is None
-    monkeypatch.setattr("toast_cli.training.run_data.identify_split", lambda split: before.splits["test"])
+    monkeypatch.setattr("toast_cli.training.data.run_data.identify_split", lambda split: before.splits["test"])
     assert describe_changed_split(old, "test", data) is None
     (old / "results.json").write_text(json.dumps({**results, "split_hashes": {"test": "00000000"}}))
     assert "test: " in str(describe_changed_split(old, "test", data))

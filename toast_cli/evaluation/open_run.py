@@ -20,10 +20,10 @@ from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.storage.load_model import load_model
+from toast_cli.training.data.recorded_paths import find_recorded_paths
+from toast_cli.training.data.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.distributed.devices import make_accelerator
-from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.session import Session
 from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import ToastError, UsageError

@@ -30,13 +30,13 @@ from toast_cli.storage.lineage import RunLineage, describe_extension, read_linea
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.continuation.earlier_data import describe_start_leaks
 from toast_cli.training.continuation.extension import Extension, describe_extension_schedule, prepare_extension
+from toast_cli.training.data.image_files import check_image_files
+from toast_cli.training.data.recorded_paths import find_recorded_paths
+from toast_cli.training.data.run_data import check_resumed_data
 from toast_cli.training.distributed.collectives import call_in_first_process, share_run_folder
 from toast_cli.training.environment import describe_environment
 from toast_cli.training.evaluate import SplitAnswers
-from toast_cli.training.image_files import check_image_files
-from toast_cli.training.recorded_paths import find_recorded_paths
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.run_data import check_resumed_data
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.training.tracking.figures import RunFigures

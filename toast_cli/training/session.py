@@ -23,11 +23,11 @@ from toast_cli.model.recipe_data import build_batches, choose_task, require_fitt
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.continuation.start import Start, initialize_model
+from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
 from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
-from toast_cli.training.run_data import open_shared_data
 from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.training.tracking.libraries import check_trackers
 from toast_cli.utils.config import is_automatic

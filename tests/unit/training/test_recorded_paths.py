@@ -10,7 +10,7 @@ import pytest
 
 from toast_cli.recipe.parse import build_dataset_options, build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.recorded_paths import find_recorded_paths
+from toast_cli.training.data.recorded_paths import find_recorded_paths
 from toast_cli.training.run import get_dataset_label
 
 

@@ -11,7 +11,7 @@ from toast_cli.bench.scheduler.job_status import JobStatus
 from toast_cli.bench.scheduler.jobs import Job
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.run_data import describe_changes_since, identify_recipe_data
+from toast_cli.training.data.run_data import describe_changes_since, identify_recipe_data
 from toast_cli.utils.errors import ToastError
 
 MAX_LISTED_RUNS = 5

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.identity import DataIdentity, SplitIdentity, describe_data_differences
 from toast_cli.storage.pretuned import SHIPPED_ARTIFACT
-from toast_cli.training.run_data import read_data_record
+from toast_cli.training.data.run_data import read_data_record
 
 if TYPE_CHECKING:
     from toast_cli.training.continuation.start import Start

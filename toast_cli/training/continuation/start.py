@@ -34,7 +34,7 @@ from toast_cli.storage.pretuned import (
     resolve_artifact_path,
 )
 from toast_cli.training.continuation.tuned_model import initialize_from_tuned_model
-from toast_cli.training.run_data import build_results_record, read_data_record
+from toast_cli.training.data.run_data import build_results_record, read_data_record
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument
 from toast_cli.utils.tensor_fingerprints import hash_tensors
