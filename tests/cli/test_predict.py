@@ -51,7 +51,3 @@ def test_options_that_cannot_be_met_are_refused(
 ) -> None:
     toast("predict", pictures(cat=1), "--run", toast_run, *words).fails(2, error=error)
     assert {path.name for path in here.iterdir()} == {"pictures"}
-
-
-def test_a_language_model_is_refused(text_run: Path, here: Path) -> None:
-    toast("predict", ".", "--run", text_run).fails(2, "toast generate", error="task.answers-text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
+from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
@@ -76,6 +78,17 @@ def open_run(request: RunRequest) -> OpenedRun:
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
+
+
+def make_text_generator(run: OpenedRun, notice: Callable[[str], object], raw: bool = False) -> TextGenerator:
+    """Return the language model of a run for generation, with the template of the run unless `raw` is true.
+
+    Raises:
+        UsageError: the backbone is not a language model.
+        ToastError: the backbone has no tokenizer.
+    """
+    template = None if raw else choose_template(run.recipe, run.model.backbone.tokenizer)
+    return TextGenerator(run.model, template, notice)
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:
