@@ -41,6 +41,10 @@ def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = 
     """Load a run's language model for generation.
 
     Prompts are formatted with the template that the run was trained with, unless `raw` is true.
+
+    Raises:
+        UsageError: The run is not one of a language model, or the device is not available.
+        ToastError: The run is damaged, or its backbone has no tokenizer.
     """
     from toast_cli.evaluation.open_run import RunRequest, make_text_generator, open_run
 

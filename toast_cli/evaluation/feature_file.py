@@ -152,10 +152,10 @@ class FeatureFile:
 
     def _read_vectors(self, rows: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield the vectors of the partial file in the order of `rows`, a chunk at a time."""
-        if rows:
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            # Mapped anew for every chunk: the pages that were read count as memory until the file is unmapped.
             stored = np.memmap(self.vectors, NUMBER, "r", shape=(len(rows), self.width))
-            for start in range(0, len(rows), ROWS_AT_A_TIME):
-                yield stored[rows[start : start + ROWS_AT_A_TIME]]
+            yield stored[rows[start : start + ROWS_AT_A_TIME]]
 
     def _read_partial_lines(self, count: int) -> list[str]:
         """Return the first lines of the partial file of paths; an empty one if there is none."""
@@ -274,7 +274,7 @@ def _read_safetensors(path: Path) -> Iterator[Chunk]:
         names = json.loads(file.get_tensor("paths").tobytes())
         features = file.get_slice("features")
         for start in range(0, len(names), ROWS_AT_A_TIME):
-            part = slice(start, start + ROWS_AT_A_TIME)
+            part = slice(start, min(start + ROWS_AT_A_TIME, len(names)))
             yield names[part], features[part]
 
 

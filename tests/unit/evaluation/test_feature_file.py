@@ -85,7 +85,9 @@ def test_interrupted_features_are_continued_to_what_they_would_have_been(
     lines.write_bytes(lines.read_bytes()[:-3])  # a path that was cut, whose vector is there
     result = predict(model, photos, features=f"cut{suffix}", resume=True)
     assert result.read == 8 - 4
-    assert Path(f"cut{suffix}").read_bytes() == Path(f"whole{suffix}").read_bytes()
+    (paths, features), (expected_paths, expected) = read(f"cut{suffix}"), read(f"whole{suffix}")
+    assert paths == expected_paths
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)  # other batches round otherwise
     assert not vectors.exists() and not lines.exists()
 
     put(photos / "0 broken.jpg", 50)

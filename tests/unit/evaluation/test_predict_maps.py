@@ -135,7 +135,9 @@ def test_files_of_a_data_set_keep_their_names_apart(model: Path, photos: Path) -
             Image.new("RGB" if folder == "images" else "L", (64, 64)).save(Path("pairs", folder, split, "1.png"))
     Path("pairs/classes.txt").write_text("\n".join(CLASSES))
     predict(model, "masks:pairs")
-    assert [Path(row["path"]).as_posix() for row in read()] == ["pairs/images/train/1.png", "pairs/images/val/1.png"]
+    rows = read()
+    assert [Path(row["path"]).parent.name for row in rows] == ["train", "val"]
+    assert [row["map"] for row in rows] == ["maps/images/train/1.png", "maps/images/val/1.png"]
 
 
 def test_names_mirror_the_folders_and_never_meet() -> None:
