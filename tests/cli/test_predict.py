@@ -44,6 +44,9 @@ def test_images_are_listed_and_broken_ones_at_the_end(toast_run: Path, here: Pat
         (["--out", "table.xlsx"], "cli.invalid-value"),
         (["--split", "test"], "cli.conflicting-options"),
         (["--workers", "-1"], "cli.usage"),
+        (["--beams", "1"], "cli.conflicting-options"),
+        (["--pass", "first"], "cli.missing-option"),
+        (["--features", "features.npy"], "cli.invalid-value"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused(
@@ -53,5 +56,16 @@ def test_options_that_cannot_be_met_are_refused(
     assert {path.name for path in here.iterdir()} == {"pictures"}
 
 
-def test_a_language_model_is_refused(text_run: Path, here: Path) -> None:
-    toast("predict", ".", "--run", text_run).fails(2, "toast generate", error="task.answers-text")
+def test_answers_are_printed_and_written(text_run: Path, here: Path) -> None:
+    Path("p.jsonl").write_text('{"prompt": "Hi"}\n"Say yes."\n')
+    words = ["predict", "p.jsonl", "--run", text_run, "--max-new-tokens", "5"]
+    said = toast(*words)
+    assert said.code == 0, said.err
+    assert "> Hi\n" in said.out and "> Say yes.\n" in said.out and "2 of 2 prompts answered" in said.err
+    assert toast(*words, "--out", "answers.jsonl").code == 0
+    record = json.loads(toast(*words, "--json").out)
+    answers = [json.loads(line)["answer"] for line in Path("answers.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in record["predictions"]] == answers and record["prompts"] == 2
+    toast(*words, "--top", "2").fails(2, "--top", error="cli.conflicting-options")
+    Path("p.jsonl").write_text("5\n")
+    toast(*words).fails(1, "p.jsonl:1", error="text.no-answers")

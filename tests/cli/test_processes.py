@@ -183,8 +183,24 @@ def test_two_processes_write_the_table_that_one_writes(
     assert two.err.count("10 of 12 images labelled") == 1
     again = two_forks(*words, here / "two.csv", "--resume")
     assert again.code == 0 and (here / "two.csv").read_text() == (here / "one.csv").read_text()
+    words = ["predict", folder, "--run", toast_run, "--batch-size", "11", "--device", "cpu", "--features"]
+    assert toast(*words, here / "one.safetensors").code == 0
+    assert two_forks(*words, here / "two.safetensors").code == 0
+    ours, theirs = (load_file(here / f"{which}.safetensors") for which in ("two", "one"))
+    assert torch.equal(ours["paths"], theirs["paths"])
+    torch.testing.assert_close(ours["features"], theirs["features"], rtol=1e-4, atol=1e-5)
     failed = two_forks("predict", here / "gone", "--run", toast_run)
     assert failed.code == 2 and failed.err.count("Error:") == 1
+
+
+def test_two_processes_divide_prompts_and_write_one_table(here: Path, text_run: Path) -> None:
+    prompts = write_json(here / "p.json", ["Hi", "Say yes.", {"prompt": ""}, "Good morning", "Ü?"])  # type: ignore[list-item]
+    words = ["predict", prompts, "--run", text_run, "--batch-size", "2", "--max-new-tokens", "5", "--out"]
+    assert toast(*words, here / "one.csv").code == 0
+    two = two_forks(*words, here / "two.csv")
+    assert two.code == 0, two.err
+    assert (here / "two.csv").read_text() == (here / "one.csv").read_text()
+    assert two.err.count("4 of 5 prompts answered, 1 could not be answered") == 1
 
 
 SHARDED = {

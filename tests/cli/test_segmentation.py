@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,24 @@ def test_pictures_of_data_show_the_classes_of_their_pixels(pairs: Path, tmp_path
         assert said.code == 0, said.err
         with Image.open(sheet) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 100  # type: ignore[arg-type]
+
+
+def test_two_processes_write_the_class_maps_that_one_writes(here: Path, convnext_run: Path, pairs: Path) -> None:
+    (here / "new").mkdir()
+    for number in range(5):
+        shutil.copy(pairs / "images" / "test" / f"{number}.jpg", here / "new")
+    (here / "new" / "cut.jpg").write_bytes(b"no image")
+    words = ["predict", here / "new", "--run", convnext_run, "--device", "cpu"]
+    said = toast(*words)
+    assert said.code == 0, said.err
+    assert "5 of 6 images labelled, 1 could not be read" in said.err
+    two = two_forks(*words, "--workers", "1", "--out", here / "two")
+    assert two.code == 0, two.err
+    files = {path.relative_to(here / "predictions") for path in (here / "predictions").rglob("*.*g")}
+    assert len(files) == 10
+    for file in (*files, "predictions.csv"):
+        assert (here / "two" / file).read_bytes() == (here / "predictions" / file).read_bytes()
+    toast(*words).fails(2, "--resume", error="disk.already-exists")
+    features = toast(*words, "--features", here / "f.safetensors", "--json")
+    assert features.code == 0, features.err
+    assert json.loads(features.out)["vectors"] == 5

@@ -18,6 +18,9 @@ from toast_cli.model.model import Model
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+RESIZED_CLASSES = 8
+"""Number of classes whose scores are resized to the size of an image at a time."""
+
 
 @dataclass(frozen=True)
 class SegmentationMap:
@@ -40,8 +43,23 @@ def predict_pixel_classes(model: Model, images: ImageOptions, image: Image) -> T
     prepared = transform(image).as_subclass(Tensor)[None]
     batch = {"image": prepared.to(next(model.parameters()).device), "extent": torch.tensor([prepared.shape[-2:]])}
     scores = model.objective.predict(model, batch).float()
-    scores = F.interpolate(scores, size=(image.height, image.width), mode="bilinear", align_corners=False)
-    return scores.argmax(1)[0].cpu()
+    return find_best_classes(scores[0], (image.height, image.width)).cpu()
+
+
+def find_best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the class with the best score at every pixel, `[H, W]`, of scores `[classes, h, w]` resized to `size`.
+
+    Only a few classes are resized at a time: the scores of all classes of a photograph may not fit into memory.
+    """
+    best = scores.new_full(size, -torch.inf)
+    classes = torch.zeros(size, dtype=torch.long, device=scores.device)
+    for first, part in enumerate(scores.split(RESIZED_CLASSES)):
+        resized = F.interpolate(part[None], size=size, mode="bilinear", align_corners=False)[0]
+        values, found = resized.max(0)
+        better = values > best
+        best = torch.where(better, values, best)
+        classes = torch.where(better, found + first * RESIZED_CLASSES, classes)
+    return classes
 
 
 def format_class_shares(segments: SegmentationMap, most: int = 5) -> str:

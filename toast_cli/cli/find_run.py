@@ -41,10 +41,11 @@ def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = 
     """Load a run's language model for generation.
 
     Prompts are formatted with the template that the run was trained with, unless `raw` is true.
-    """
-    from toast_cli.evaluation.open_run import RunRequest, open_run
-    from toast_cli.model.generation import TextGenerator, choose_template
 
-    opened = open_run(RunRequest(run, weights=weights, device=device))
-    template = None if raw else choose_template(opened.recipe, opened.model.backbone.tokenizer)
-    return TextGenerator(opened.model, template, print_message)
+    Raises:
+        UsageError: The run is not one of a language model, or the device is not available.
+        ToastError: The run is damaged, or its backbone has no tokenizer.
+    """
+    from toast_cli.evaluation.open_run import RunRequest, make_text_generator, open_run
+
+    return make_text_generator(open_run(RunRequest(run, weights=weights, device=device)), print_message, raw)

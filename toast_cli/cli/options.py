@@ -102,6 +102,18 @@ AlphaOption = Annotated[
 HeadOption = Annotated[
     str, typer.Option(help="Attention head: mean, max, a head index starting at 0, or rollout over the layers.")
 ]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="Sampling temperature. 0 selects greedy decoding.")]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Nucleus sampling: keep the most likely tokens whose probabilities add up to this value.",
+    ),
+]
+RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the prompt template.")]
+SamplingSeedOption = Annotated[int, typer.Option("--seed", help="Random seed for sampling.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 EpochsOption = Annotated[str | None, typer.Option(help="Passes over the training split: training.epochs.")]
 LearningRateOption = Annotated[

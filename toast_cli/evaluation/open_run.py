@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
+from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data, require_fitting_task
 from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
@@ -102,6 +104,17 @@ def _keep_label_columns(choice: str, recipe: Recipe) -> dict[str, Any]:
     if section["name"] == own["name"] and any(own.get(name) is not None for name in kept[1:]):
         section |= {name: own[name] for name in kept}
     return section
+
+
+def make_text_generator(run: OpenedRun, notice: Callable[[str], object], raw: bool = False) -> TextGenerator:
+    """Return the language model of a run for generation, with the template of the run unless `raw` is true.
+
+    Raises:
+        UsageError: the backbone is not a language model.
+        ToastError: the backbone has no tokenizer.
+    """
+    template = None if raw else choose_template(run.recipe, run.model.backbone.tokenizer)
+    return TextGenerator(run.model, template, notice)
 
 
 def set_feedback_strength(model: Model, alpha: float | None) -> None:

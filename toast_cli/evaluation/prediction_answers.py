@@ -1,4 +1,4 @@
-"""The columns of a table of predictions, and the cells of a batch: classes, labels or numbers."""
+"""The columns of a table of predictions, and their cells: classes, labels, numbers, class maps or texts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from toast_cli.evaluation.prediction_table import LABEL_SEPARATOR
 from toast_cli.utils.errors import UsageError
@@ -32,15 +34,19 @@ class Answers(ABC):
     labels: Column | None = None
 
     @abstractmethod
-    def format_cells(self, scores: Tensor) -> list[list[Cell]]:
-        """Return the cells of every image, given the scores of a batch `[B, classes]`."""
-
-    @abstractmethod
     def summarize_cells(self, cells: Sequence[Cell]) -> list[str]:
         """Return the cells of an image in a few texts, for a terminal."""
 
 
-class ClassAnswers(Answers):
+class ScoreAnswers(Answers):
+    """Answers from a score for every class, label or number."""
+
+    @abstractmethod
+    def format_cells(self, scores: Tensor) -> list[list[Cell]]:
+        """Return the cells of every image, given the scores of a batch `[B, classes]`."""
+
+
+class ClassAnswers(ScoreAnswers):
     """The most likely classes with their probabilities, and the probability of every class if `probabilities`."""
 
     def __init__(self, classes: Sequence[str], top: int, probabilities: bool) -> None:
@@ -77,7 +83,7 @@ class ClassAnswers(Answers):
         return [*likely, rest] if self.top > 1 else likely
 
 
-class LabelAnswers(Answers):
+class LabelAnswers(ScoreAnswers):
     """The labels that are likely enough, and the most likely ones with their probabilities."""
 
     def __init__(self, classes: Sequence[str], top: int, probabilities: bool, thresholds: Tensor | float) -> None:
@@ -103,7 +109,7 @@ class LabelAnswers(Answers):
         return [str(cells[0]), *self._likely.summarize_cells(cells[1:])]
 
 
-class NumberAnswers(Answers):
+class NumberAnswers(ScoreAnswers):
     """The numbers, in the units of the data."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -119,29 +125,65 @@ class NumberAnswers(Answers):
         return ["" if cell is None else str(cell) for cell in cells]
 
 
-def make_answers(objective: Objective, classes: Sequence[str], top: int, probabilities: bool) -> Answers:
-    """Return what a model's objective answers.
+class MapAnswers(Answers):
+    """A class map and an overlay, and the classes with the largest shares of the pixels; every share if `shares`."""
+
+    def __init__(self, classes: Sequence[str], top: int, shares: bool) -> None:
+        self.classes, self.top, self.shares = tuple(classes), min(top, len(classes)), shares
+        self.headings = ("class map", "largest classes")
+        columns = [Column("map"), Column("overlay"), Column("class"), Column("share", "number")]
+        for place in range(2, self.top + 1):
+            columns += [Column(f"class_{place}"), Column(f"share_{place}", "number")]
+        columns += [Column(f"share_of_{name}", "number") for name in (classes if shares else ())]
+        self.columns = tuple(columns)
+
+    def format_cells(self, classes: np.ndarray, map_file: str, overlay_file: str) -> list[Cell]:
+        """Return the cells of an image, given its class map `[H, W]` and the files that were written."""
+        counts = np.bincount(classes.ravel(), minlength=len(self.classes))
+        shares = counts / classes.size
+        largest = [int(index) for index in np.argsort(-counts, kind="stable")[: self.top]]
+        pairs = [(self.classes[i], round_number(shares[i])) if counts[i] else (None, None) for i in largest]
+        every = map(round_number, shares.tolist() if self.shares else ())
+        return [map_file, overlay_file, *(cell for pair in pairs for cell in pair), *every]
+
+    def summarize_cells(self, cells: Sequence[Cell]) -> list[str]:
+        """Return the class map, and the largest classes with their shares."""
+        pairs = zip(cells[2 : 2 + 2 * self.top : 2], cells[3 : 3 + 2 * self.top : 2], strict=True)
+        return [str(cells[0]), ", ".join(f"{name} {format_probability(share)}" for name, share in pairs if name)]
+
+
+class TextAnswers(Answers):
+    """A prompt and its answer."""
+
+    columns = (Column("prompt"), Column("answer"))
+    headings = ("prompt", "answer")
+
+    def summarize_cells(self, cells: Sequence[Cell]) -> list[str]:
+        """Return the prompt and its answer."""
+        return [str(cell) for cell in cells]
+
+
+def make_answers(objective: Objective, classes: Sequence[str], top: int, every: bool) -> Answers:
+    """Return what a model's objective answers; with `every`, also the score of every class.
 
     Raises:
-        UsageError: it labels pixels, writes texts, or predicts no classes.
+        UsageError: it predicts no classes.
     """
-    if objective.target == "class" and objective.class_scores:
-        return ClassAnswers(classes, top, probabilities)
-    if objective.target == "labels":
-        return LabelAnswers(classes, top, probabilities, getattr(objective, "thresholds", LABEL_THRESHOLD))
+    if objective.target == "text":
+        return TextAnswers()
     if objective.target == "number":
         return NumberAnswers(classes)
-    if objective.target == "text":
+    if not objective.class_scores:
         raise UsageError(
-            "'toast predict' labels images, and this is a language model.",
-            what_to_do="Use 'toast generate --prompts FILE'.",
-            code="task.answers-text",
+            "This model was trained with token labels and does not predict classes.",
+            what_to_do="Write its features, which need no classes: --features features.safetensors",
+            code="task.predicts-no-classes",
         )
-    raise UsageError(
-        "'toast predict' labels whole images, and this model labels pixels or tokens.",
-        what_to_do="In Python, call toast_cli.load(RUN).segment(images).",
-        code="task.labels-pixels",
-    )
+    if objective.target == "pixels":
+        return MapAnswers(classes, top, every)
+    if objective.target == "labels":
+        return LabelAnswers(classes, top, every, getattr(objective, "thresholds", LABEL_THRESHOLD))
+    return ClassAnswers(classes, top, every)
 
 
 def round_number(value: float) -> float | None:

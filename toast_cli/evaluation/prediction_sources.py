@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from toast_cli import registry
-from toast_cli.data.base import Sample, get_image_splits, set_white
+from toast_cli.data.base import DataSet, Sample, get_image_splits, set_white
 from toast_cli.data.images.archive_index import ArchiveIndex, open_archive_index
 from toast_cli.data.images.file_formats import HEIF_SUFFIXES
 from toast_cli.data.images.folder_scan import (
@@ -27,6 +27,7 @@ from toast_cli.data.images.listed_files import match_listed_files
 from toast_cli.data.images.loader import drop_masks
 from toast_cli.data.images.table import SEPARATORS_BY_SUFFIX, list_table_images
 from toast_cli.data.paths import find_unicode_form
+from toast_cli.data.segmentation.dataset import SegmentationSplit
 from toast_cli.data.streams.webdataset import find_shards
 from toast_cli.model.recipe_data import open_data
 from toast_cli.recipe.parse import replace_recipe_fields
@@ -34,6 +35,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.utils.errors import ToastError, UsageError
 
+T = TypeVar("T")
 TABLE_SUFFIXES = frozenset({*SEPARATORS_BY_SUFFIX, ".parquet"})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"})
 EXPECTED_SOURCES = (
@@ -109,12 +111,7 @@ def open_prediction_images(sources: Sequence[str], recipe: Recipe, split: str | 
         ToastError: a source cannot be read, or has no images.
     """
     opened = list(_open_sources(sources, recipe, split))
-    if split is not None and not any(_is_dataset(source) for source in sources):
-        raise UsageError(
-            "--split selects a part of a data set, and no source is one.",
-            what_to_do="Leave --split out, or name a data set: folder:PATH, hf:NAME, ...",
-            code="cli.conflicting-options",
-        )
+    check_split_option(sources, split)
     numbers, inner, names = array("l"), array("l"), dict[str, None]()
     seen: set[str] = set()
     for number, each in enumerate(opened):
@@ -153,7 +150,7 @@ def _open_sources(sources: Sequence[str], recipe: Recipe, split: str | None) -> 
             yield _open_folder(path)
         elif source.partition(":")[0] == "shards":
             yield from _open_shards(source.partition(":")[2], recipe)
-        elif _is_dataset(source):
+        elif is_dataset(source):
             yield from _open_dataset(source, recipe, split)
         elif glob.has_magic(source):
             yield from _open_pattern(source)
@@ -248,28 +245,64 @@ def _open_pattern(pattern: str) -> Iterator[SourceImages]:
     yield from map(_open_archive, archives)
 
 
-def _is_dataset(source: str) -> bool:
+def is_dataset(source: str) -> bool:
+    """Return whether a source is the name of a data set, such as `hf:NAME`."""
     return expand_shorthand("dataset", source)["name"] in registry.list_names(registry.SOURCES)
 
 
-def _open_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
-    """Yield the splits of a data set. The run's own data set has the run's settings."""
+def check_split_option(sources: Sequence[str], split: str | None) -> None:
+    """Check that a split is only selected if a source is a data set.
+
+    Raises:
+        UsageError: no source is one.
+    """
+    if split is not None and not any(map(is_dataset, sources)):
+        raise UsageError(
+            "--split selects a part of a data set, and no source is one.",
+            what_to_do="Leave --split out, or name a data set: folder:PATH, hf:NAME, ...",
+            code="cli.conflicting-options",
+        )
+
+
+def open_dataset(source: str, recipe: Recipe) -> DataSet:
+    """Open a data set by its name. The run's own data set has the run's settings.
+
+    Raises:
+        ToastError: it cannot be opened.
+    """
     own = recipe.dataset.model_dump(mode="json")
     if any(own.get(field) != value for field, value in expand_shorthand("dataset", source).items()):
         recipe = replace_recipe_fields(recipe, dataset=source)
-    data = open_data(recipe)
-    splits = get_image_splits(data, source)
-    if split is not None and split not in splits:
+    return open_data(recipe)
+
+
+def select_splits(splits: Mapping[str, T], source: str, split: str | None) -> dict[str, T]:
+    """Return the named split of a data set, or all of them.
+
+    Raises:
+        UsageError: there is no such split.
+    """
+    if split is None:
+        return dict(splits)
+    if split not in splits:
         raise UsageError(
             f"The data set '{source}' has no split '{split}'.",
             what_to_do=f"Use one of: {', '.join(splits)}.",
             code="data.missing-split",
         )
-    for name, each in splits.items():
-        if split in (None, name):
-            root: Any = getattr(each, "root", None)
-            is_file = isinstance(root, Path | ArchiveIndex)
-            yield SourceImages(each, tuple(str(root / one) if is_file else f"{source}/{one}" for one in each.names))
+    return {split: splits[split]}
+
+
+def _open_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
+    """Yield the splits of a data set."""
+    splits = get_image_splits(open_dataset(source, recipe), source)
+    for each in select_splits(splits, source, split).values():
+        if isinstance(each, SegmentationSplit):  # its class maps are not read
+            yield _make_files(Path(), [str(image) for image, _ in each.pairs])
+            continue
+        root: Any = getattr(each, "root", None)
+        is_file = isinstance(root, Path | ArchiveIndex)
+        yield SourceImages(each, tuple(str(root / one) if is_file else f"{source}/{one}" for one in each.names))
 
 
 def _to_text(path: str) -> str:

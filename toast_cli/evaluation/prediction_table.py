@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import make_write_error, remove_file, write_atomically, write_json
 from toast_cli.utils.names import format_json, quote_argument
-from toast_cli.utils.table_files import Column, Row, find_table_format, read_table, write_table
+from toast_cli.utils.table_files import Cell, Column, Row, find_table_format, read_table, write_table
 from toast_cli.utils.version import __version__
 
 FORMAT = 1
@@ -48,26 +48,35 @@ class PredictionTable:
         columns: columns of the answers, between `path` and `error`.
         model: digest of the model.
         run: path of the run, for the record.
+        settings: other settings that all rows of a table share.
 
     Raises:
         UsageError: no format has the suffix of the path, or the path is a folder.
         ToastError: the format needs a package that is not installed.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], model: str, run: Path) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[Column], model: str, run: Path, settings: Mapping[str, Any] | None = None
+    ) -> None:
         check_table_path(path)
         self.path = path
         self.columns = (PATH, *columns, ERROR)
         self.partial = path.with_name(f"{path.name}.part")
         self.record = path.with_name(f"{path.name}.record.json")
-        self._identity = {"format": FORMAT, "model": model, "columns": [column.name for column in self.columns]}
+        self._identity: dict[str, Any] = {
+            "format": FORMAT,
+            "model": model,
+            "columns": [each.name for each in self.columns],
+        }
+        if settings:
+            self._identity["settings"] = dict(settings)
         self.run = run
 
-    def begin(self, resume: bool) -> set[str]:
-        """Start the partial file and return the paths that it already has.
+    def begin(self, resume: bool, is_current: Callable[[Row], bool] = lambda row: True) -> dict[str, Cell]:
+        """Start the partial file and return the paths that it already has, with the first cell of their answers.
 
         With `resume`, these are the rows without an error of the partial file, or else of the table. Files that could
-        not be read are tried again.
+        not be read are tried again, and so are those whose row is not current.
 
         Raises:
             UsageError: a partial file has rows and `resume` is false, or the rows are of another model, or have other
@@ -80,12 +89,12 @@ class PredictionTable:
                 what_to_do=f"Continue it with --resume, or remove the file: rm {quote_argument(self.partial)}",
                 code="resume.unfinished-table",
             )
-        done: set[str] = set()
+        done: dict[str, Cell] = {}
         with write_atomically(self.partial) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(format_json(self._identity) + "\n")
             for row in self._read_earlier_rows() if resume else ():
-                if row[-1] is None:
-                    done.add(str(row[0]))
+                if row[-1] is None and is_current(row):
+                    done[str(row[0])] = row[1]
                     file.write(format_json(row) + "\n")
         return done
 
@@ -161,6 +170,13 @@ class PredictionTable:
                 f"Cannot resume {self.path}: another model made it.",
                 what_to_do="Give the run that made it, or write a new table to another file.",
                 code="resume.other-model",
+            )
+        if found.get("settings") != self._identity.get("settings"):
+            raise UsageError(
+                f"Cannot resume {self.path}: its answers were made with other settings.",
+                format_json(found.get("settings")),
+                "Give the same options, or write a new table to another file.",
+                code="resume.other-settings",
             )
         if columns != self._identity["columns"]:
             raise UsageError(

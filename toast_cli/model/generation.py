@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toast_cli.data.text.chat_templates import encode_prompt, find_end_tokens
+from toast_cli.data.text import chat_templates
+from toast_cli.data.text.chat_templates import find_end_tokens
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.token_limits import get_padding_token, require_known_tokens, require_room
 from toast_cli.model.model import Model
@@ -35,6 +36,12 @@ def choose_template(recipe: Recipe, tokenizer: Any) -> str | None:
     if recipe.task.name == "language":
         return getattr(recipe.dataset, "template", None)
     return "chat" if getattr(tokenizer, "chat_template", None) else None
+
+
+def make_generation_settings(max_new_tokens: int, temperature: float, top_p: float, beams: int) -> dict[str, Any]:
+    """Return settings of transformers. A temperature of 0 selects greedy decoding, or beam search."""
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
+    return settings | ({"temperature": temperature, "top_p": top_p} if temperature > 0 else {})
 
 
 def find_stop_tokens(tokenizer: Any, template: str | None, known: int | Sequence[int] | None) -> list[int]:
@@ -105,7 +112,7 @@ class TextGenerator:
             )
         if on_text is not None:
             settings["streamer"] = _build_streamer(self.tokenizer, on_text, self._set_stop_tokens(settings))
-        return self._generate_texts([self._encode_prompt(turns)], settings)[0]
+        return self._generate_texts([self.encode_prompt(turns)], settings)[0]
 
     @torch.no_grad()
     def answer_all(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
@@ -128,9 +135,7 @@ class TextGenerator:
                 what_to_do="Generate them one at a time.",
                 code="text.cannot-stream",
             )
-        prompts = [
-            self._encode_prompt(turns, f"Prompt {number}") for number, turns in enumerate(conversations, start=1)
-        ]
+        prompts = [self.encode_prompt(turns, f"Prompt {number}") for number, turns in enumerate(conversations, start=1)]
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
@@ -139,11 +144,15 @@ class TextGenerator:
             answers |= dict(zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
-    def _encode_prompt(self, turns: Sequence[Turn], name: str = "The prompt") -> list[int]:
-        """Return the token ids of a conversation, formatted with the run's chat template; they fit into the window."""
+    def encode_prompt(self, turns: Sequence[Turn], name: str = "The prompt") -> list[int]:
+        """Return the token ids of a conversation, formatted with the run's chat template; they fit into the window.
+
+        Raises:
+            UsageError: the conversation is empty or too long, or has a token that the model does not know.
+        """
         if not turns:
             raise UsageError("The conversation is empty.", code="text.empty-prompt")
-        ids = encode_prompt(turns, self.tokenizer, self.template)
+        ids = chat_templates.encode_prompt(turns, self.tokenizer, self.template)
         if not ids:
             raise UsageError(f"{name} is empty.", code="text.empty-prompt")
         require_known_tokens(ids, self.tokenizer, self.limits, name)

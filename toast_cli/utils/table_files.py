@@ -57,7 +57,7 @@ def find_table_format(path: Path) -> TableFormat:
             code="cli.invalid-value",
         )
     if suffix == ".parquet":
-        _import_pyarrow()
+        import_pyarrow()
     return FORMATS[suffix]
 
 
@@ -166,14 +166,19 @@ def _read_json(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
                 yield _parse_record(record, columns)
 
 
-def _import_pyarrow() -> Any:
+def import_pyarrow() -> Any:
+    """Return pyarrow, with its module `parquet` imported.
+
+    Raises:
+        ToastError: it is not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ToastError(
             "Parquet files require pyarrow.",
-            what_to_do="Run: pip install pyarrow. Or choose .csv, .json or .jsonl.",
+            what_to_do="Run: pip install pyarrow. Or choose a file of another format.",
             code="cli.missing-package",
         ) from error
     return pyarrow
@@ -181,7 +186,7 @@ def _import_pyarrow() -> Any:
 
 def _write_parquet(path: Path, columns: Sequence[Column], rows: Iterable[Row]) -> None:
     """Write a row group per chunk."""
-    pyarrow = _import_pyarrow()
+    pyarrow = import_pyarrow()
     kinds = {"text": pyarrow.string(), "number": pyarrow.float64()}
     schema = pyarrow.schema([(column.name, kinds[column.kind]) for column in columns])
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
@@ -192,7 +197,7 @@ def _write_parquet(path: Path, columns: Sequence[Column], rows: Iterable[Row]) -
 
 
 def _read_parquet(path: Path, columns: Sequence[Column]) -> Iterator[Row]:
-    with _import_pyarrow().parquet.ParquetFile(path) as file:
+    with import_pyarrow().parquet.ParquetFile(path) as file:
         _check_columns(file.schema_arrow.names, columns)
         for chunk in file.iter_batches(ROWS_AT_A_TIME):
             yield from zip(*(column.to_pylist() for column in chunk.columns), strict=True)

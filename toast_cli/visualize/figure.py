@@ -21,7 +21,7 @@ from PIL import Image
 from toast_cli.attention.predicted_classes import SegmentationMap
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.names import shorten_name
-from toast_cli.visualize.map_color_scales import ColorScale
+from toast_cli.visualize.map_color_scales import OVERLAY_ALPHA, ColorScale, get_class_colormap
 
 PANEL_WIDTH = 2.7
 """Width of a panel, in inches."""
@@ -29,8 +29,6 @@ COLORBAR_HEIGHT = 0.1
 """Height of a colour bar, in inches."""
 FIGURE_IMAGE_SIDE = 640
 """Longest side of an image in a figure, in pixels; larger images are shrunk."""
-OVERLAY_ALPHA = 0.65
-"""Opacity of the map over the grey image."""
 MIN_SMOOTH_CELLS = 7
 """Cells per side from which a map is interpolated. With fewer cells, interpolation would invent detail."""
 MAX_LEGEND_CLASSES = 8
@@ -164,7 +162,7 @@ def draw_crop(axis: Axes, seen_extent: tuple[float, ...], image_extent: tuple[fl
 def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float, float, float, float]) -> None:
     """Draw pixel classes over the model's crop. Pixels whose number has no name are left as they are."""
     count = len(segments.names)
-    colours = colormaps["hsv"].resampled(count + 1)
+    colours = get_class_colormap(count)
     blended = blend_colormap_over_gray(colours)
     known = np.where(segments.classes < count, segments.classes, count)
     visible = np.ma.masked_equal(known, count)

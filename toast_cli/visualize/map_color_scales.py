@@ -1,4 +1,4 @@
-"""Colour scales: one scale for all maps that are compared, with limits that are robust to outliers."""
+"""Colours of maps: one scale for all maps that are compared, robust to outliers, and a palette for class maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import Colormap, Normalize, to_hex
+from PIL import Image
 
+OVERLAY_ALPHA = 0.65
+"""Opacity of a map over the grey image."""
 SCALE_PERCENTILE = 95.0
 """Percentile at which a scale ends. In a trained ViT, single tokens (mostly in corners) get many times the attention
 of all others, and so does the first token of a text. A scale up to their values would show nothing else."""
@@ -59,3 +62,26 @@ def _compute_limit(sizes: np.ndarray) -> tuple[float, bool, str]:
     if not 0 < end < largest:
         return largest, False, ""
     return end, True, f" (≥: beyond the {SCALE_PERCENTILE:g}th percentile)"
+
+
+def get_class_colormap(count: int) -> Colormap:
+    """Return the colours of `count` classes, and a last one that no class has: hues are a circle."""
+    return colormaps["hsv"].resampled(count + 1)
+
+
+def compute_class_palette(count: int) -> np.ndarray:
+    """Return the RGB colours of `count` classes, `[count, 3]` uint8."""
+    colours = np.asarray(get_class_colormap(count)(np.arange(count)))
+    return (255 * colours[:, :3]).round().astype(np.uint8)
+
+
+def make_palette_image(classes: np.ndarray, palette: np.ndarray) -> Image.Image:
+    """Return a class map `[H, W]` as an image whose pixel values are the classes, shown in their colours."""
+    image = Image.fromarray(classes.astype(np.uint8))
+    image.putpalette(np.ascontiguousarray(palette).tobytes())
+    return image
+
+
+def draw_overlay(image: Image.Image, classes: Image.Image) -> Image.Image:
+    """Return a class map, a palette image, over its image in grey."""
+    return Image.blend(image.convert("L").convert("RGB"), classes.convert("RGB"), OVERLAY_ALPHA)

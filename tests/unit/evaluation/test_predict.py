@@ -6,7 +6,6 @@ import csv
 import json
 import sys
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +18,12 @@ from PIL import Image, ImageFile
 import toast_cli
 from tests.layouts import put, tarred
 from tests.peak import forget_peak, peak
-from tests.scenes import CLASSES, demo_model, kept
+from tests.scenes import demo_model, kept
+from tests.unit.evaluation.predicting import Interruption
 from toast_cli.data.images import file_formats
 from toast_cli.evaluation.open_run import RunRequest
 from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
-from toast_cli.evaluation.prediction_answers import LabelAnswers, NumberAnswers, make_answers
+from toast_cli.evaluation.prediction_answers import LabelAnswers, NumberAnswers
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -144,19 +144,6 @@ def test_broken_files_cost_a_row_each_wherever_they_are(model: Path, photos: Pat
     assert result.summary.images == COUNT + 5
 
 
-class Interruption(Reporter):
-    """Stops after a number of batches, as a signal would."""
-
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-
-    def track_samples(self, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        for number, batch in enumerate(batches):
-            yield batch
-            if number + 1 == self.batches:
-                raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 def test_an_interrupted_table_is_continued_to_what_it_would_have_been(
     suffix: str, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
@@ -272,15 +259,6 @@ def test_several_labels_and_numbers_have_columns_of_their_own() -> None:
     numbers = NumberAnswers(["age", "path"])
     assert [column.name for column in numbers.columns] == ["age", "path-2"]
     assert numbers.format_cells(torch.tensor([[1234567.0, float("nan")]])) == [[1234570.0, None]]
-
-
-@pytest.mark.parametrize(("target", "code"), [("text", "task.answers-text"), ("pixels", "task.labels-pixels")])
-def test_models_that_do_not_label_images_are_refused(target: Any, code: str) -> None:
-    objective = demo_model("linear").objective
-    objective.target = target
-    with pytest.raises(UsageError) as refused:
-        make_answers(objective, CLASSES, 5, False)
-    assert refused.value.code == code
 
 
 def test_avif_is_read(model: Path, photos: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from toast_cli.cli import options
+
+if TYPE_CHECKING:
+    from toast_cli.data.text.prompts import Prompt
 
 
 def generate(
@@ -18,27 +21,18 @@ def generate(
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Text file with one prompt per line, answered in batches."),
+        typer.Option(help="File of prompts, answered in batches: one per line, or .json or .jsonl with 'prompt'."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: batch size.")] = 8,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it is, without the prompt template.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature. 0 selects greedy decoding.")] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Nucleus sampling: keep the most likely tokens whose probabilities add up to this value.",
-        ),
-    ] = 1.0,
+    raw: options.RawOption = False,
+    max_new_tokens: options.MaxNewTokensOption = 256,
+    temperature: options.TemperatureOption = 0.0,
+    top_p: options.TopPOption = 1.0,
     beams: Annotated[int, typer.Option(min=1, help="Number of beams. Beam search does not stream the answer.")] = 1,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    seed: options.SamplingSeedOption = 0,
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -63,17 +57,16 @@ def generate(
 
     from toast_cli.cli.output.console import print_answer, print_json
     from toast_cli.data.text.conversation_split import Turn
+    from toast_cli.model.generation import make_generation_settings
 
-    lines = None if prompts is None else _read_prompts(prompts)
+    asked = None if prompts is None else _read_prompts(prompts)
     writer = _make_writer(run, backbone, weights, raw, device)
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
-    if temperature > 0:
-        settings |= {"temperature": temperature, "top_p": top_p}
+    settings = make_generation_settings(max_new_tokens, temperature, top_p, beams)
     torch.manual_seed(seed)
 
-    if lines is not None:
-        texts = writer.answer_all([[Turn("user", line)] for line in lines], batch_size, **settings)
-        pairs = [{"prompt": line, "answer": text} for line, text in zip(lines, texts, strict=True)]
+    if asked is not None:
+        texts = writer.answer_all([one.turns for one in asked], batch_size, **settings)
+        pairs = [{"prompt": one.text, "answer": text} for one, text in zip(asked, texts, strict=True)]
         if as_json:
             print_json(pairs)
         for pair in () if as_json else pairs:
@@ -101,25 +94,19 @@ def generate(
         turns.append(Turn("assistant", answer(turns)))
 
 
-def _read_prompts(path: Path) -> list[str]:
-    """Return the lines of a text file that are not blank.
+def _read_prompts(path: Path) -> list[Prompt]:
+    """Return the prompts of a file.
 
     Raises:
-        ToastError: The file cannot be read, is not UTF-8 text, or has no such line.
+        ToastError: The file cannot be read, has no prompt, or has an entry that is no prompt.
     """
-    from toast_cli.data.images.files import read_text_file
+    from toast_cli.data.text.prompts import read_prompts
     from toast_cli.utils.errors import ToastError
 
-    try:
-        prompts = [line for line in read_text_file(path).splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ToastError(
-            f"{path} is not UTF-8 text.", what_to_do="Save it as UTF-8.", code="data.unreadable-file"
-        ) from error
-    except OSError as error:
-        raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
-    if not prompts:
-        raise ToastError(f"{path} contains no prompt.", what_to_do="Write one prompt per line.", code="text.no-prompts")
+    prompts = read_prompts(path)
+    for prompt in prompts:
+        if prompt.error is not None:
+            raise ToastError(f"{prompt.name} is not a prompt.", prompt.error, code="text.not-a-prompt")
     return prompts
 
 

@@ -1,181 +1,174 @@
-"""`toast predict`: label new images with a tuned model."""
+"""`toast predict`: label new images, or answer prompts, with a tuned model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from toast_cli.cli import options
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from toast_cli.evaluation.open_run import OpenedRun
 
-    from toast_cli.evaluation.predict import PredictionResult
-    from toast_cli.utils.table_files import Row
-
-SHOWN_ROWS = 20
-"""Number of images, and of unreadable files, that are printed; a table has all of them."""
-SHOWN_CLASSES = 50
-"""Number of classes whose images are counted on the terminal."""
+DEFAULT_MAP_FOLDER = Path("predictions")
+"""Folder of the class maps of a segmentation model."""
+TEXT_OPTIONS = ("max_new_tokens", "temperature", "top_p", "beams", "seed", "raw")
+IMAGE_OPTIONS = ("top", "probabilities", "workers", "features", "features_pass")
+"""Options that only models of texts, or of images, have."""
 
 
 def run_predict(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
             metavar="SOURCE...",
             help="Image files, folders, quoted patterns ('photos/*.jpg'), tables with a column 'path', zip or tar "
-            "files, shards:FOLDER, or data sets such as folder:PATH and hf:NAME.",
+            "files, shards:FOLDER, or data sets such as folder:PATH and hf:NAME. Of a language model: files of "
+            "prompts, one per line, or .json or .jsonl.",
             show_default=False,
         ),
     ],
     run: options.RunOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the table to this file: .csv, .json, .jsonl or .parquet. [default: print it]"),
+        typer.Option(
+            help="Write the table to this file: .csv, .json, .jsonl or .parquet. Of a segmentation model: the folder "
+            "of class maps, overlays and their table. [default: print the table; of class maps: predictions]"
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of likely classes of each image.")] = 5,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Write the pooled features of every image to this file: .safetensors or .parquet."),
+    ] = None,
+    features_pass: Annotated[
+        Literal["last", "first"],
+        typer.Option("--pass", help="With --features: pass of the model, last (as tuned) or first (before feedback)."),
+    ] = "last",
+    top: Annotated[int, typer.Option(min=1, help="Number of likely, or largest, classes of each image.")] = 5,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column with the probability of every class.")
+        bool,
+        typer.Option(
+            "--probabilities", help="Add a column with the probability, or the share of pixels, of every class."
+        ),
     ] = False,
     split: Annotated[str | None, typer.Option(help="Split of data sets: train, val or test. [default: all]")] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep the rows of an interrupted or earlier table, and label only other files."),
+        typer.Option(
+            "--resume", help="Keep what an interrupted or earlier command wrote, and predict only other files."
+        ),
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per forward pass. [default: as in the run's evaluation]")
+        int | None,
+        typer.Option(min=1, help="Images or prompts at a time. [default: as in the run's evaluation; 8 prompts]"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode images. [default: as in the run]")
     ] = None,
+    max_new_tokens: options.MaxNewTokensOption = 256,
+    temperature: options.TemperatureOption = 0.0,
+    top_p: options.TopPOption = 1.0,
+    beams: Annotated[int, typer.Option(min=1, help="Number of beams of an answer.")] = 1,
+    seed: options.SamplingSeedOption = 0,
+    raw: options.RawOption = False,
     weights: options.WeightsOption = None,
     data_dir: options.DataDirOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Label new images with a tuned model.
+    """Label new images, or answer prompts, with a tuned model.
 
-    Writes one row per image: path, class, probability and the next likely classes. Unreadable files are listed at the
-    end with the reason.
+    Writes one row per image: path, class, probability and the next likely classes. A segmentation model also writes a
+    class map and an overlay per image. A language model answers every prompt of a file. Unreadable files are listed at
+    the end with the reason.
     """
-    from toast_cli.utils.errors import UsageError
-
-    if resume and out is None:
-        raise UsageError(
-            "--resume continues a table, so it needs --out.",
-            what_to_do="Name it with --out.",
-            code="cli.missing-option",
-        )
-
     from tempfile import TemporaryDirectory
 
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.cli.output.console import err, print_json, print_line
+    from toast_cli.cli.output.predictions import build_record, print_result
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.evaluation.open_run import RunRequest
-    from toast_cli.evaluation.predict import PredictionRequest, predict_images
-    from toast_cli.evaluation.prediction_table import check_table_path
-    from toast_cli.utils.errors import ToastError
+    from toast_cli.evaluation.feature_file import find_feature_format
+    from toast_cli.evaluation.open_run import RunRequest, open_run
+    from toast_cli.evaluation.predict import PredictionRequest, write_predictions
+    from toast_cli.model.generation import make_generation_settings
+    from toast_cli.utils.errors import ToastError, UsageError
 
-    if out is not None:
-        check_table_path(out)
+    if features is not None:
+        find_feature_format(features)
     chosen = RunRequest(resolve_run_path(run), data_dir=data_dir, weights=weights, device=device, precision=precision)
-    request = PredictionRequest(chosen, tuple(sources), split, top, probabilities, batch_size, workers, resume)
+    opened = open_run(chosen)
+    _check_options(context, opened)
+    if out is None and features is None and opened.model.objective.target == "pixels":
+        out = DEFAULT_MAP_FOLDER
+    if resume and out is None and features is None:
+        raise UsageError(
+            "--resume continues a file, so it needs --out or --features.",
+            what_to_do="Name it with --out.",
+            code="cli.missing-option",
+        )
+    request = PredictionRequest(
+        chosen,
+        tuple(sources),
+        split,
+        top,
+        probabilities,
+        batch_size,
+        workers,
+        resume,
+        features,
+        features_pass,
+        make_generation_settings(max_new_tokens, temperature, top_p, beams),
+        raw,
+        seed,
+    )
     with TemporaryDirectory() as folder:
+        table = out if out is not None or features is not None else Path(folder) / "predictions.jsonl"
         try:
             with TerminalReporter() as reporter:
-                result = predict_images(request, out or Path(folder) / "predictions.jsonl", reporter)
+                result = write_predictions(opened, request, table, reporter)
         except KeyboardInterrupt:
-            if out is not None:
-                print_line("The rows so far are kept. To continue, run the same command with --resume.", err)
+            if out is not None or features is not None:
+                print_line("The results so far are kept. To continue, run the same command with --resume.", err)
             raise
         if as_json:
-            print_json(_build_record(result, out))
+            print_json(build_record(result, request, out))
         else:
-            _print_result(result, out)
+            print_result(result, request, out)
     broken = result.summary.broken
     if len(broken) == result.summary.images:
         reasons = [f"{path}: {reason}" for path, reason in list(broken.items())[:3]]
-        raise ToastError(f"None of the {len(broken):,} files could be read.", reasons, code="image.unreadable")
+        what = "prompts could be answered" if opened.model.objective.target == "text" else "files could be read"
+        code = "text.no-answers" if opened.model.objective.target == "text" else "image.unreadable"
+        raise ToastError(f"None of the {len(broken):,} {what}.", reasons, code=code)
 
 
-def _build_record(result: PredictionResult, out: Path | None) -> dict[str, Any]:
-    """Return the result as JSON values, with every row if it is in no file."""
-    from toast_cli.utils.table_files import read_table
+def _check_options(context: typer.Context, run: OpenedRun) -> None:
+    """Check that no option is given that the run's kind of model does not have.
 
-    summary, names = result.summary, [column.name for column in result.table.columns]
-    return {
-        "run": str(result.table.run),
-        "out": None if out is None else str(out),
-        "images": summary.images,
-        "unreadable": [{"path": path, "reason": reason} for path, reason in summary.broken.items()],
-        "classes": dict(summary.labels.most_common()),
-        "images_per_second": result.read / result.seconds if result.read else None,
-        **(
-            {}
-            if out is not None
-            else {
-                "predictions": [
-                    dict(zip(names, row, strict=True)) for row in read_table(result.table.path, result.table.columns)
-                ]
-            }
-        ),
-    }
+    Raises:
+        UsageError: There is one.
+    """
+    from toast_cli.utils.errors import UsageError
 
-
-def _print_result(result: PredictionResult, out: Path | None) -> None:
-    """Print the first rows if they are in no file, the number of images of each class, and the unreadable files."""
-    from itertools import islice
-
-    from toast_cli.cli.output.console import err, print_line, print_table
-    from toast_cli.utils.table_files import read_table
-
-    summary, columns = result.summary, result.table.columns
-    labelled = summary.images - len(summary.broken)
-    if out is None and labelled:
-        rows = (row for row in read_table(result.table.path, columns) if row[-1] is None)
-        print_table(_build_rows_table(result, list(islice(rows, SHOWN_ROWS))))
-        if labelled > SHOWN_ROWS:
-            print_line(f"... and {labelled - SHOWN_ROWS:,} more. --out FILE writes all of them, --json prints them.")
-    if summary.labels and (out is not None or labelled > SHOWN_ROWS):
-        print_table(_build_counts_table(result))
-    for path, reason in islice(summary.broken.items(), SHOWN_ROWS):
-        print_line(f"Not read: {path}: {reason}", err)
-    if len(summary.broken) > SHOWN_ROWS:
-        print_line(f"... and {len(summary.broken) - SHOWN_ROWS:,} more files could not be read.", err)
-    rate = f" ({result.read / result.seconds:,.1f} images per second)" if result.read else ""
-    broken = f", {len(summary.broken):,} could not be read" if summary.broken else ""
-    print_line(f"{labelled:,} of {summary.images:,} images labelled{broken}{rate}", err)
-    if out is not None:
-        print_line(f"Table: {out}")
-
-
-def _build_rows_table(result: PredictionResult, rows: list[Row]) -> Table:
-    """Return a table of rows without errors."""
-    from rich.table import Table
-
-    table = Table(title=f"Predictions of {result.table.run}")
-    for heading in ("path", *result.answers.headings):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(str(row[0]), *result.answers.summarize_cells(row[1:-1]))
-    return table
-
-
-def _build_counts_table(result: PredictionResult) -> Table:
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    counts = result.summary.labels.most_common()
-    for name, count in counts[:SHOWN_CLASSES]:
-        table.add_row(name, f"{count:,}")
-    if len(counts) > SHOWN_CLASSES:
-        rest = sum(count for _, count in counts[SHOWN_CLASSES:])
-        table.add_row(f"{len(counts) - SHOWN_CLASSES:,} other classes", f"{rest:,}")
-    return table
+    is_text = run.model.objective.target == "text"
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in IMAGE_OPTIONS if is_text else TEXT_OPTIONS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"{flags[name]} is for models of {'images' if is_text else 'texts'}.",
+                f"{run.request.path} is a {'language model' if is_text else 'model of images'}.",
+                f"Leave {flags[name]} out.",
+                code="cli.conflicting-options",
+            )
+    if context.params["features_pass"] != "last" and context.params["features"] is None:
+        raise UsageError(
+            "--pass selects the features, so it needs --features.",
+            what_to_do="Name their file with --features.",
+            code="cli.missing-option",
+        )

@@ -27,6 +27,15 @@ class AlpacaOptions(ConversationOptions):
 def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
     """Convert an entry (`instruction`, `output`; optional `input`, `system`, `history`) to turns.
 
+    Raises:
+        ValueError: If a field is missing or empty, or has another type.
+    """
+    return [*parse_alpaca_prompt(entry), Turn("assistant", require_text(entry, "output"))]
+
+
+def parse_alpaca_prompt(entry: dict[str, Any]) -> list[Turn]:
+    """Convert an entry to turns, without its answer, which it need not have.
+
     `history` is a list of earlier questions with their answers, as in LLaMA-Factory.
 
     Raises:
@@ -41,11 +50,7 @@ def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
         asked, answered = (require_text(earlier, name) for name in earlier)
         turns += [Turn("user", asked), Turn("assistant", answered)]
     material = "" if entry.get("input") in (None, "") else require_text(entry, "input")
-    return [
-        *turns,
-        Turn("user", require_text(entry, "instruction"), material),
-        Turn("assistant", require_text(entry, "output")),
-    ]
+    return [*turns, Turn("user", require_text(entry, "instruction"), material)]
 
 
 def _list_unused(entry: dict[str, Any]) -> Iterator[str]:

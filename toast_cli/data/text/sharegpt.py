@@ -38,10 +38,20 @@ class ShareGptOptions(ConversationOptions):
 def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
     """Convert an entry (`conversations`, a list of `from` and `value`; optional `system`) to turns.
 
-    Answers before the first question are dropped.
-
     Raises:
         ValueError: If the entry has another structure, a speaker is unknown or there is no answer.
+    """
+    turns = parse_sharegpt_turns(entry)
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("it has no answer to learn")
+    return turns
+
+
+def parse_sharegpt_turns(entry: dict[str, Any]) -> list[Turn]:
+    """Convert an entry to turns, which may have no answer. Answers before the first question are dropped.
+
+    Raises:
+        ValueError: If the entry has another structure or a speaker is unknown.
     """
     if "conversations" not in entry and "messages" in entry:
         raise ValueError(
@@ -61,8 +71,6 @@ def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
     system = [Turn("system", require_text(entry, "system"))] if entry.get("system") not in (None, "") else []
     if turns[:1] != system:  # it is often given in both places
         turns = [*system, *turns]
-    if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError("it has no answer to learn")
     return turns
 
 
