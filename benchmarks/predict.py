@@ -21,7 +21,7 @@ from loading import drawn
 
 from toast_cli.data.base import BatchOptions
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest
-from toast_cli.evaluation.predict import PredictionRequest, write_predictions
+from toast_cli.evaluation.prediction.predict import PredictionRequest, write_predictions
 from toast_cli.model.model import build_model
 from toast_cli.model.recipe_data import build_batches, open_data
 from toast_cli.recipe.parse import build_recipe

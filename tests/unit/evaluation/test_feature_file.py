@@ -17,9 +17,9 @@ from tests.layouts import put
 from tests.peak import forget_peak, peak
 from tests.scenes import demo_model, kept
 from tests.unit.evaluation.predicting import Interruption
-from toast_cli.evaluation.feature_file import FeatureFile
 from toast_cli.evaluation.open_run import RunRequest
-from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
+from toast_cli.evaluation.prediction.feature_file import FeatureFile
+from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 

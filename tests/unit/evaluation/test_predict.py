@@ -22,8 +22,8 @@ from tests.scenes import demo_model, kept
 from tests.unit.evaluation.predicting import Interruption
 from toast_cli.data.images import file_formats
 from toast_cli.evaluation.open_run import RunRequest
-from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
-from toast_cli.evaluation.prediction_answers import LabelAnswers, NumberAnswers
+from toast_cli.evaluation.prediction.answers import LabelAnswers, NumberAnswers
+from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -249,13 +249,13 @@ def test_memory_is_that_of_a_batch(model: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_several_labels_and_numbers_have_columns_of_their_own() -> None:
     scores = torch.tensor([[0.2, 0.9, 0.6], [0.1, 0.3, 0.2]])
-    labels = LabelAnswers(["a", "b", "c"], 2, True, 0.5)
+    labels = LabelAnswers(["a", "b", "c"], 2, True, [0.5] * 3)
     assert [column.name for column in labels.columns] == [
         *("labels", "label_1", "probability_1", "label_2", "probability_2", "p_a", "p_b", "p_c"),
     ]  # fmt: skip
     assert labels.format_cells(scores)[0] == pytest.approx(["b|c", "b", 0.9, "c", 0.6, 0.2, 0.9, 0.6])
     assert [row[0] for row in labels.format_cells(scores)] == ["b|c", ""]
-    assert LabelAnswers(["a", "b", "c"], 2, False, torch.tensor([0.1, 0.95, 0.1])).format_cells(scores)[0][0] == "a|c"
+    assert LabelAnswers(["a", "b", "c"], 2, False, [0.1, 0.95, 0.1]).format_cells(scores)[0][0] == "a|c"
     numbers = NumberAnswers(["age", "path"])
     assert [column.name for column in numbers.columns] == ["age", "path-2"]
     assert numbers.format_cells(torch.tensor([[1234567.0, float("nan")]])) == [[1234570.0, None]]

@@ -18,8 +18,8 @@ from tests.unit.tasks.test_segmentation import CLASSES, model_of
 from toast_cli.attention.predicted_classes import find_best_classes
 from toast_cli.data.segmentation.dataset import read_class_map
 from toast_cli.evaluation.open_run import RunRequest
-from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
-from toast_cli.evaluation.prediction_maps import assign_map_names
+from toast_cli.evaluation.prediction.maps import assign_map_names
+from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 from toast_cli.training.reporter import Reporter

@@ -14,7 +14,7 @@ from tests.unit.evaluation.predicting import Interruption
 from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.prompts import read_prompts
 from toast_cli.evaluation.open_run import RunRequest
-from toast_cli.evaluation.predict import PredictionRequest, PredictionResult, predict_images
+from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
 

@@ -92,9 +92,9 @@ def run_predict(
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.predictions import build_record, print_result
     from toast_cli.cli.output.progress import TerminalReporter
-    from toast_cli.evaluation.feature_file import find_feature_format
     from toast_cli.evaluation.open_run import RunRequest, open_run
-    from toast_cli.evaluation.predict import PredictionRequest, write_predictions
+    from toast_cli.evaluation.prediction.feature_file import find_feature_format
+    from toast_cli.evaluation.prediction.predict import PredictionRequest, write_predictions
     from toast_cli.model.generation import make_generation_settings
     from toast_cli.utils.errors import ToastError, UsageError
 

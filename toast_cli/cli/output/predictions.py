@@ -12,8 +12,8 @@ from toast_cli.cli.output.console import err, print_answer, print_line, print_ta
 from toast_cli.utils.table_files import read_table
 
 if TYPE_CHECKING:
-    from toast_cli.evaluation.predict import PredictionRequest, PredictionResult
-    from toast_cli.evaluation.prediction_answers import Answers
+    from toast_cli.evaluation.prediction.answers import Answers
+    from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult
     from toast_cli.utils.table_files import Row
 
 SHOWN_ROWS = 20

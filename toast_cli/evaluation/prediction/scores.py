@@ -10,9 +10,9 @@ import torch
 from toast_cli.data.base import BatchOptions
 from toast_cli.data.images.loader import ImageLoader
 from toast_cli.evaluation.open_run import OpenedRun
-from toast_cli.evaluation.prediction_answers import ScoreAnswers
-from toast_cli.evaluation.prediction_samples import PredictedSample
-from toast_cli.evaluation.prediction_sources import PredictionImages
+from toast_cli.evaluation.prediction.answers import ScoreAnswers
+from toast_cli.evaluation.prediction.samples import PredictedSample
+from toast_cli.evaluation.prediction.sources import PredictionImages
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import replace_recipe_fields

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toast_cli.evaluation.prediction_table import LABEL_SEPARATOR
+from toast_cli.evaluation.prediction.table import LABEL_SEPARATOR
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.names import make_names_unique
 from toast_cli.utils.table_files import Cell, Column
@@ -86,7 +86,7 @@ class ClassAnswers(ScoreAnswers):
 class LabelAnswers(ScoreAnswers):
     """The labels that are likely enough, and the most likely ones with their probabilities."""
 
-    def __init__(self, classes: Sequence[str], top: int, probabilities: bool, thresholds: Tensor | float) -> None:
+    def __init__(self, classes: Sequence[str], top: int, probabilities: bool, thresholds: Sequence[float]) -> None:
         self._likely, self.thresholds = ClassAnswers(classes, top, probabilities), thresholds
         self.labels = Column("labels")
         first = (Column("label_1"), Column("probability_1", "number"))
@@ -100,7 +100,7 @@ class LabelAnswers(ScoreAnswers):
         return [
             [LABEL_SEPARATOR.join(classes[i] for i, holds in enumerate(chosen) if holds), *cells]
             for chosen, cells in zip(
-                (scores >= self.thresholds).tolist(), self._likely.format_cells(scores), strict=True
+                (scores >= scores.new_tensor(self.thresholds)).tolist(), self._likely.format_cells(scores), strict=True
             )
         ]
 
@@ -182,7 +182,8 @@ def make_answers(objective: Objective, classes: Sequence[str], top: int, every: 
     if objective.target == "pixels":
         return MapAnswers(classes, top, every)
     if objective.target == "labels":
-        return LabelAnswers(classes, top, every, getattr(objective, "thresholds", LABEL_THRESHOLD))
+        thresholds = objective.describe_outputs().get("thresholds", [LABEL_THRESHOLD] * len(classes))
+        return LabelAnswers(classes, top, every, thresholds)
     return ClassAnswers(classes, top, every)
 
 

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from accelerate.utils import gather_object
 
-from toast_cli.evaluation.feature_file import FeatureFile
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, make_text_generator, open_run
-from toast_cli.evaluation.prediction_answers import Answers, MapAnswers, ScoreAnswers, make_answers
-from toast_cli.evaluation.prediction_maps import TABLE_NAME, check_map_folder, has_files, predict_maps
-from toast_cli.evaluation.prediction_samples import PredictedSample, PredictionSamples, gather_predictions
-from toast_cli.evaluation.prediction_scores import make_prediction_loader, predict_batches
-from toast_cli.evaluation.prediction_sources import PredictionImages, open_prediction_images
-from toast_cli.evaluation.prediction_table import PredictionSummary, PredictionTable
-from toast_cli.evaluation.prediction_texts import BATCH_SIZE, PromptList, open_prompts, predict_texts
+from toast_cli.evaluation.prediction.answers import Answers, MapAnswers, ScoreAnswers, make_answers
+from toast_cli.evaluation.prediction.feature_file import FeatureFile
+from toast_cli.evaluation.prediction.maps import TABLE_NAME, check_map_folder, has_files, predict_maps
+from toast_cli.evaluation.prediction.samples import PredictedSample, PredictionSamples, gather_predictions
+from toast_cli.evaluation.prediction.scores import make_prediction_loader, predict_batches
+from toast_cli.evaluation.prediction.sources import PredictionImages, open_prediction_images
+from toast_cli.evaluation.prediction.table import PredictionSummary, PredictionTable
+from toast_cli.evaluation.prediction.texts import BATCH_SIZE, PromptList, open_prompts, predict_texts
 from toast_cli.training.distributed.collectives import call_in_first_process, raise_together
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError

@@ -16,9 +16,9 @@ from toast_cli.attention.predicted_classes import predict_pixel_classes
 from toast_cli.data.base import Sample
 from toast_cli.data.images.loader import ignore_interrupts
 from toast_cli.evaluation.open_run import OpenedRun
-from toast_cli.evaluation.prediction_answers import MapAnswers
-from toast_cli.evaluation.prediction_samples import PredictedSample
-from toast_cli.evaluation.prediction_sources import PredictionImages
+from toast_cli.evaluation.prediction.answers import MapAnswers
+from toast_cli.evaluation.prediction.samples import PredictedSample
+from toast_cli.evaluation.prediction.sources import PredictionImages
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_atomically
 from toast_cli.utils.names import number_names, to_file_name

@@ -15,8 +15,8 @@ import torch
 from toast_cli.data.base import get_split_kind
 from toast_cli.data.text.prompts import Prompt, drop_answer, read_prompts
 from toast_cli.evaluation.open_run import OpenedRun
-from toast_cli.evaluation.prediction_samples import PredictedSample
-from toast_cli.evaluation.prediction_sources import check_split_option, is_dataset, open_dataset, select_splits
+from toast_cli.evaluation.prediction.samples import PredictedSample
+from toast_cli.evaluation.prediction.sources import check_split_option, is_dataset, open_dataset, select_splits
 from toast_cli.model.generation import TextGenerator
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import ToastError, UsageError

@@ -1,0 +1,1 @@
+"""Answers of a finished run to new files: `toast predict`."""
