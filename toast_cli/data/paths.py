@@ -1,14 +1,18 @@
-"""Lookup of data sets: in `--data-dir`, or in the folder that the environment names, or in `./data`."""
+"""Lookup of data sets: in `--data-dir`, or in the folder that the environment names, or in `./data`; and their names."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePath
 from unicodedata import normalize
 
+from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 
 DATA_DIR_VARIABLE = "TOAST_DATA_DIR"
+FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$", re.IGNORECASE)
+"""Suffixes of files of data, which names of runs leave out."""
 
 
 def get_data_dir(given: Path | None) -> Path:
@@ -77,3 +81,19 @@ def find_file(path: str, data_dir: Path | None, shorthand: str) -> Path:
         f"Give an existing file as {shorthand}, or its folder as --data-dir.",
         code="data.missing-file",
     )
+
+
+def get_dataset_label(dataset: NamedOptions) -> str:
+    """Return a short name of the data of a recipe: the last part of its path, or the name of the data set.
+
+    A pattern of files is named after its folder, and a task of a collection as `<collection>-<task>`.
+    """
+    path = getattr(dataset, "path", None)
+    if not isinstance(path, str):
+        return dataset.name
+    if "path" not in type(dataset).list_path_fields():
+        return dataset.name if re.search(r"[/\\:]", path) else f"{dataset.name}-{path}"
+    place = PurePath(path.replace("\\", "/"))
+    place = place.parent if re.search(r"[*?\[{]", place.name) else place
+    name = FILE_SUFFIXES.sub("", place.name)
+    return name if name.strip(".") else Path(path).absolute().name or dataset.name

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from toast_cli.data.base import BatchLoader, DataSet
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.data.subset import ChainedSplit
 from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, open_run, open_session
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
@@ -79,6 +80,7 @@ def evaluate_run(
         "run": str(request.path),
         "backbone": recipe.backbone.name,
         "dataset": recipe.dataset.name,
+        "data": get_dataset_label(recipe.dataset),
         "method": recipe.method.name,
         "split": split,
         **({} if request.alpha is None else {"alpha": request.alpha}),

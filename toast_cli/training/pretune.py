@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.schema import PretuningOptions, Recipe
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.pretuned import save_artifact
@@ -125,6 +126,7 @@ def pretune_model(
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
             "dataset": recipe.dataset.name,
+            "data": get_dataset_label(recipe.dataset),
             "samples": {name: len(split) for name, split in session.data.splits.items()},
             "split_hashes": run.split_hashes,
             "split_contents": run.split_contents,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from accelerate.utils import set_seed
 from toast_cli.data.audit.leaks import describe_leaks
 from toast_cli.data.base import BatchLoader
 from toast_cli.data.identity import DataIdentity, identify_data
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.safe_yaml import to_yaml
 from toast_cli.recipe.schema import Recipe
@@ -41,14 +41,10 @@ from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.state import TrainingProgress, wrap_state_errors
 from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.training.tracking.trackers import Trackers
-from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import PYTHON_DATA, UNREADABLE_IMAGE
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument, to_file_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
-
-FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$", re.IGNORECASE)
-"""Suffixes of files of data, which names of runs leave out."""
 
 
 @dataclass(frozen=True)
@@ -384,19 +380,3 @@ def get_default_run_name(recipe: Recipe) -> str:
     name = f"{get_dataset_label(recipe.dataset)}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
     name = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
     return to_file_name(name if recipe.pretuning is None else f"pretune-{name}")
-
-
-def get_dataset_label(dataset: NamedOptions) -> str:
-    """Return a short name of the data of a recipe: the last part of its path, or the name of the data set.
-
-    A pattern of files is named after its folder, and a task of a collection as `<collection>-<task>`.
-    """
-    path = getattr(dataset, "path", None)
-    if not isinstance(path, str):
-        return dataset.name
-    if "path" not in type(dataset).list_path_fields():
-        return dataset.name if re.search(r"[/\\:]", path) else f"{dataset.name}-{path}"
-    place = PurePath(path.replace("\\", "/"))
-    place = place.parent if re.search(r"[*?\[{]", place.name) else place
-    name = FILE_SUFFIXES.sub("", place.name)
-    return name if name.strip(".") else Path(path).absolute().name or dataset.name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.data.base import BatchLoader, describe_masks
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
@@ -134,6 +135,7 @@ def run_tuning(
         results: dict[str, Any] = {
             "backbone": recipe.backbone.name,
             "dataset": recipe.dataset.name,
+            "data": get_dataset_label(recipe.dataset),
             "method": recipe.method.name,
             "seed": recipe.seed,
             "classes": len(data.classes),

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.parse import build_dataset_options, build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.data.recorded_paths import find_recorded_paths
-from toast_cli.training.run import get_dataset_label
 
 
 def recipe_of(dataset: Any, **more: Any) -> Recipe:

@@ -174,7 +174,7 @@ def run_eval(
             answers: list[SplitAnswers] = []
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
             results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)
-        table = build_results_table(f"{runs[0]}: {results['method']} on {results['dataset']}", results)
+        table = build_results_table(f"{runs[0]}: {results['method']} on {results['data']}", results)
         try:
             for each in answers:
                 folder, written = write_evaluation_files(

@@ -104,7 +104,7 @@ def run_pretune(
     if as_json:
         print_json({"run": str(folder.path), **results})
         return
-    out.print(build_pretuning_table(f"{results['backbone']} on {results['dataset']}", results))
+    out.print(build_pretuning_table(f"{results['backbone']} on {results['data']}", results))
     print_line(f"Artifact: {folder.path / 'artifact'}")
     given = resolved.recipe.backbone.weights
     same = f" --weights {quote_argument(given)}" if given is not None else ""

@@ -108,7 +108,7 @@ def run_tune(
     if as_json:
         print_json({"run": str(folder.path), **results})
     else:
-        title = f"{results['method']} on {results['dataset']}, {results['backbone']}, seed {results['seed']}"
+        title = f"{results['method']} on {results['data']}, {results['backbone']}, seed {results['seed']}"
         out.print(build_results_table(title, results))
         print_line(f"Run folder: {folder.path}")
         if (folder.path / CURVES_FIGURE).is_file():
