@@ -1,4 +1,4 @@
-"""Lookup of data sets: in `--data-dir`, or in the folder that the environment names, or in `./data`; and their names."""
+"""Lookup of data sets in `--data-dir`, in the folder that the environment names or in `./data`, and their names."""
 
 from __future__ import annotations
 
