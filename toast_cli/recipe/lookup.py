@@ -15,7 +15,7 @@ from toast_cli.recipe.safe_yaml import parse_recipe, parse_value
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
 from toast_cli.utils.errors import UsageError, did_you_mean
-from toast_cli.utils.hashing import is_checksum_valid
+from toast_cli.utils.hashing import has_checksum_line, is_checksum_valid
 
 DEMO_FOLDER = "demo"
 GENERAL_FOLDER = "general"
@@ -112,10 +112,11 @@ def resolve_recipe(
     """
     if start is not None and recipe is None:
         draft, name, messages = _draft_from_start(start, dataset)
-        source = f"Recipe: that of the start, {init_from or 'init_from'}"
+        source, is_recorded = f"Recipe: that of the start, {init_from or 'init_from'}", True
     else:
         found, source, messages = _choose_base_recipe(recipe, backbone, dataset, method, demo)
         draft, name = parse_recipe(found.text, found.origin), found.name
+        is_recorded = has_checksum_line(found.text)  # nobody can rename a field in a finished run
         if start is not None:
             messages += _use_sections_of_start(draft, start, (("backbone", backbone), ("method", method)), overrides)
     made_for, made_on = draft.get_section_name("method"), draft.get_section_name("backbone")
@@ -151,7 +152,7 @@ def resolve_recipe(
         messages.append(
             f"The training settings of {name} were made for {made_for}, not {draft.get_section_name('method')}."
         )
-    messages += describe_deprecated_fields(draft)
+    messages += [] if is_recorded else describe_deprecated_fields(draft)
     return ResolvedRecipe(validate_partial_recipe(draft), name, source, messages)
 
 

@@ -43,6 +43,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.get("train", {}).pop("seconds", None)
+        line.pop("images_per_second", None)
     return lines
 
 

@@ -20,6 +20,7 @@ from toast_cli.evaluation.prediction.scores import make_prediction_loader, predi
 from toast_cli.evaluation.prediction.sources import PredictionImages, open_prediction_images
 from toast_cli.evaluation.prediction.table import PredictionSummary, PredictionTable
 from toast_cli.evaluation.prediction.texts import BATCH_SIZE, PromptList, open_prompts, predict_texts
+from toast_cli.model.recipe_data import count_workers
 from toast_cli.training.distributed.collectives import call_in_first_process, raise_together
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError
@@ -264,7 +265,7 @@ def list_passes(
         return
     if isinstance(answers, MapAnswers) and table is not None:
         maps, folder = answers, table.path.parent
-        workers = run.recipe.training.workers if request.workers is None else request.workers
+        workers = count_workers(run.recipe) if request.workers is None else request.workers
         yield PredictionPass(lambda images, done: predict_maps(run, maps, images, folder, done, workers), table, None)
     scores = answers if isinstance(answers, ScoreAnswers) else None
     if scores is not None or features is not None:

@@ -152,9 +152,10 @@ def check_trackers(names: Sequence[str]) -> None:
                 what_to_do=did_you_mean(name, list(LOGGER_TYPE_TO_CLASS)),
                 code="training.unknown-tracker",
             )
+        quoted = f'"{get_library(name).requirement}"'
         if name not in available:
             raise ToastError(
                 f"The tracker '{name}' is not installed (training.trackers).",
-                what_to_do=f'Run pip install "{get_library(name).requirement}", or leave it out of training.trackers.',
+                what_to_do=f"Run pip install {quoted}, or leave it out of training.trackers.",
                 code="cli.missing-package",
             )
