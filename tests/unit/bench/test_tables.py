@@ -18,9 +18,10 @@ from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import Ledger
 from toast_cli.bench.suite import SuiteRow, TableLayout, TableLayoutRow
 from toast_cli.bench.tables.build import build_tables
-from toast_cli.bench.tables.metrics import format_parameter_count
+from toast_cli.bench.tables.metrics import compute_search_score, format_parameter_count
 from toast_cli.bench.tables.model import FilledTable, NumberCell
 from toast_cli.bench.tables.render import format_latex, format_markdown, write_experiment_page, write_tables
+from toast_cli.recipe.parse import build_recipe
 
 
 def made(experiment: Experiment, out: Path, right: dict[tuple[str, str, int], list[bool]]) -> ExperimentScheduler:
@@ -165,3 +166,11 @@ def test_a_suite_without_tables_has_one_of_every_row(results: ExperimentResults)
     assert [column.heading for column in table.columns] == ["Markings", "More", "average", "trained"]
     cells = {row.name: [str(cell) for cell in row.cells] for row in table.lines}
     assert cells["lora"][0] == "85.0 ± 7.1" and cells["linear"][0] == "50.0 ± 0.0"
+
+
+def test_a_search_scores_runs_by_the_metric_that_selects_their_epochs() -> None:
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": "linear"}
+    metrics = {"accuracy": 0.9, "macro_f1": 0.4, "loss": 0.7}
+    for task, score in (({}, 0.9), ({"select": "macro_f1"}, 0.4), ({"select": "loss"}, -0.7)):
+        recipe = build_recipe({**raw, "task": {"name": "classification", **task}}, {}, origin="a test")
+        assert compute_search_score(recipe, metrics) == score

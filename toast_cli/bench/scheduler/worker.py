@@ -21,7 +21,7 @@ from toast_cli.bench.scheduler.lease import JobLease, LeaseLostError
 from toast_cli.bench.scheduler.recorded_data import describe_reused_data
 from toast_cli.bench.scheduler.scheduler import ExperimentScheduler
 from toast_cli.bench.scheduler.trials import RECIPE_ATTRIBUTE, Ledger
-from toast_cli.bench.tables.metrics import compute_score
+from toast_cli.bench.tables.metrics import compute_score, compute_search_score
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.checkpoint import is_checkpoint_lost
 from toast_cli.storage.checksums import read_checksummed_json
@@ -41,8 +41,8 @@ class SettingMismatchError(Exception):
 class LeaseReporter(Reporter):
     """A reporter that forwards to another, and stops the run if it is taken over, pruned, or may not be tested."""
 
-    def __init__(self, board: ExperimentScheduler, claim: JobLease, inner: Reporter) -> None:
-        self.board, self.claim, self.inner = board, claim, inner
+    def __init__(self, board: ExperimentScheduler, claim: JobLease, recipe: Recipe, inner: Reporter) -> None:
+        self.board, self.claim, self.recipe, self.inner = board, claim, recipe, inner
         self.report_message = inner.report_message  # type: ignore[method-assign]
 
     def track_progress(self, items: Iterable[T], total: int, what: str) -> Iterable[T]:
@@ -65,7 +65,7 @@ class LeaseReporter(Reporter):
         """Forward an epoch; in a search, report its validation to the pruner."""
         self.inner.report_epoch(epoch, epochs, metrics, best)
         if self.claim.job.stage == "search" and "validation" in metrics:
-            self.claim.trial.report(compute_score(metrics["validation"]), epoch)
+            self.claim.trial.report(compute_search_score(self.recipe, metrics["validation"]), epoch)
             if self.claim.trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -166,13 +166,14 @@ def _make_run(
             resume = False
         if not resume and folder.exists():
             shutil.rmtree(folder)  # left by a worker that died before it saved anything, or damaged
-        tune_model(recipe, folder, LeaseReporter(board, claim, reporter), resume=resume)
+        tune_model(recipe, folder, LeaseReporter(board, claim, recipe, reporter), resume=resume)
     results = read_checksummed_json(folder / "results.json")
     metrics = results["validation"] if job.stage == "search" else results["test"] or results["validation"]
     if metrics is None:
         missing = "validation" if job.stage == "search" else "test"
         raise UsageError(f"Cannot score runs on {job.dataset}: it has no {missing} split.", code="bench.missing-split")
-    return compute_score(metrics), _make_run_record(folder, out, results)
+    score = compute_search_score(recipe, metrics) if job.stage == "search" else compute_score(metrics)
+    return score, _make_run_record(folder, out, results)
 
 
 def _claim_test_split(board: ExperimentScheduler, job: Job) -> None:

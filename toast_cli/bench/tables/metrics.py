@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toast_cli import registry
+from toast_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ def compute_score(metrics: Mapping[str, Any]) -> float:
     """Return the score, with its sign chosen so that higher is better."""
     metric = select_metric(metrics)
     return metric.sign * metrics[metric.name]
+
+
+def compute_search_score(recipe: Recipe, metrics: Mapping[str, Any]) -> float:
+    """Return the score of a run in a search: the validation metric that selects its epochs, higher is better."""
+    select, task = getattr(recipe.task, "select", None), recipe.plugins.task
+    if select is None or metrics.get(select) is None:
+        return compute_score(metrics)
+    higher = task.list_selectable_metrics(recipe.plugins.metrics)[select]
+    return metrics[select] if higher else -metrics[select]
 
 
 def get_scaled_score(metrics: Mapping[str, Any]) -> float:
