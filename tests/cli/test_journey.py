@@ -68,7 +68,7 @@ def test_the_whole_way_of_a_newcomer(photographs: Path, tmp_path: Path) -> None:
     done = toast(*words, "--output-dir", "first", "images.on_error=skip")
     assert done.code == 0, done.err
     assert "'owl'" in done.out, "a class without images to measure is named"
-    for name in ("predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png"):
+    for name in ("predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png", "curves.png"):
         assert (Path("first") / name).is_file(), name
     assert {row["class"] for row in read_rows(Path("first/per_class.csv"))} == set(COLORS)
 
