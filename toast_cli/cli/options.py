@@ -81,8 +81,8 @@ PrecisionOption = Annotated[str | None, typer.Option(help="Compute precision: au
 InitFromOption = Annotated[
     str | None,
     typer.Option(
-        help="Start from a tuned model (run folder, adapter folder, exported file or hf folder), or start the feedback "
-        "path from the output of 'toast pretune' or from what comes with the backbone ('shipped')."
+        help="Continue from a tuned model (run folder, adapter folder, exported file or hf folder), also with new "
+        "classes; or start the feedback path from the output of 'toast pretune' or from what comes with the backbone ('shipped')."
     ),
 ]
 ArtifactOption = Annotated[

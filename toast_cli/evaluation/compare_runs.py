@@ -128,6 +128,20 @@ class RunComparison:
         return apart.argsort(descending=True, stable=True)[:count].tolist()
 
 
+def align_probabilities(runs: Sequence[ComparedRun]) -> tuple[ComparedRun, ...]:
+    """Return the runs with a column of probabilities for every class that some run knows, 0 where one does not."""
+    known = [run.viewer.classes or () for run in runs]
+    every = list(dict.fromkeys(name for classes in known for name in classes))
+    if all(list(classes) == every for classes in known):
+        return tuple(runs)
+    aligned = []
+    for run, classes in zip(runs, known, strict=True):
+        columns = run.probabilities.new_zeros(len(run.probabilities), len(every))
+        columns[:, [every.index(name) for name in classes]] = run.probabilities
+        aligned.append(replace(run, probabilities=columns))
+    return tuple(aligned)
+
+
 def get_seed(run: ComparedRun) -> int:
     """Return the seed of a run's recipe."""
     assert run.viewer.recipe is not None
@@ -176,7 +190,7 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
             measured.append(measure_run(run, reporter))
     session = first.session
     dataset, measure = session.recipe.dataset.name, session.model.objective.measure
-    return RunComparison(tuple(measured), first.split, dataset, session.data.classes, measure)
+    return RunComparison(align_probabilities(measured), first.split, dataset, session.data.classes, measure)
 
 
 @contextmanager

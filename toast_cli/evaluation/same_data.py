@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toast_cli.data.base import ImageSplit, Sample, describe_masks
-from toast_cli.data.identity import describe_class_differences, format_label_names
+from toast_cli.data.identity import format_label_names
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError
@@ -55,9 +55,10 @@ def check_same_images(first: EvaluationImages, other: EvaluationImages, reporter
 
 
 def _describe_first_difference(first: EvaluationImages, other: EvaluationImages) -> str | None:
-    """Return a sentence on the first difference in names and labels; None if there is none."""
-    if first.classes != other.classes:
-        return " ".join(("Their classes differ.", *describe_class_differences(first.classes, other.classes)))
+    """Return a sentence on the first difference in names and labels; None if there is none.
+
+    Runs may know other classes, as long as every image has the same one.
+    """
     if len(first.split) != len(other.split):
         return f"It has {len(other.split):,} images, and {first.path} has {len(first.split):,}."
     names = zip(first.split.names, other.split.names, strict=True)
@@ -65,8 +66,8 @@ def _describe_first_difference(first: EvaluationImages, other: EvaluationImages)
     for (name, other_name), (label, other_label) in zip(names, labels, strict=True):
         if name != other_name:
             return f"The first difference: it has {other_name} where {first.path} has {name}."
-        if label != other_label:
-            theirs, own = (format_label_names(each, first.classes) for each in (other_label, label))
+        theirs, own = format_label_names(other_label, other.classes), format_label_names(label, first.classes)
+        if theirs != own:
             return f"The first difference: {name} is labelled {theirs}, in {first.path} {own}."
     return None
 

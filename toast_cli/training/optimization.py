@@ -178,18 +178,18 @@ def describe_schedule(training: TrainingOptions, batches: int) -> list[str]:
         notes.append(f"Training stops after {training.max_steps:,} steps (training.max_steps).")
     if training.warmup_epochs * steps_per_epoch >= steps and count_warmup_steps(training, steps_per_epoch) < steps:
         notes.append(
-            f"A warm-up of {_format_epochs(training.warmup_epochs)} does not fit into {training.epochs}: "
-            "the warm-up takes a tenth of the run instead."
+            f"The recipe's warm-up of {_format_epochs(training.warmup_epochs)} does not fit into {training.epochs} "
+            "epochs: it takes a tenth of the run instead."
         )
     if count_cooldown_steps(training, steps_per_epoch) < round(training.cooldown_epochs * steps_per_epoch):
         notes.append(
-            f"A cool-down of {_format_epochs(training.cooldown_epochs)} does not fit into {training.epochs}: "
-            "the cool-down takes a tenth of the run instead."
+            f"The recipe's cool-down of {_format_epochs(training.cooldown_epochs)} does not fit into {training.epochs} "
+            "epochs: it takes a tenth of the run instead."
         )
     if steps < MIN_RECOMMENDED_STEPS:
         notes.append(
-            "So few steps change the weights little: raise training.epochs, or lower training.batch_size or "
-            "training.accumulate."
+            "These are few steps. If the loss is still high at the end, raise training.epochs, or lower "
+            "training.batch_size or training.accumulate."
         )
     return notes
 

@@ -295,6 +295,8 @@ def _print_report(report: dict[str, Any]) -> None:
     _print_sentences(report, "warnings", "yellow")
     for line in _list_examples(report):
         print_line(line)
+    if any(found["unreadable"] for found in report["splits"].values()):
+        print_line("Replace or remove these files, or train without them: images.on_error=skip.")
     if not report["problems"]:
         print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 

@@ -61,7 +61,7 @@ def run_export(
     """Export a run to a file for other programs.
 
     Before the export is kept, another process loads it and compares its outputs with those of the run. If they differ,
-    no file is written.
+    no file is written. Beside an ONNX file for images, infer.py is written: a script that labels files without PyTorch.
     """
     from toast_cli import registry
     from toast_cli.cli.find_run import resolve_run_path
@@ -80,10 +80,11 @@ def run_export(
     target = _choose_target(out, path, format, part, form)
     require_free_target(target, force)
 
-    from toast_cli.export.base import ExportRequest, forward_stages
+    from toast_cli.export.base import SCRIPT_FILE, ExportRequest, forward_stages
     from toast_cli.export.export_run import compute_total_size, is_folded_by_default
     from toast_cli.export.export_run import export_model as exported
     from toast_cli.export.hub_upload import check_repository_name, upload_export
+    from toast_cli.utils.names import quote_argument
 
     if push is not None:
         check_repository_name(push)
@@ -112,6 +113,11 @@ def run_export(
         print_json({**record, "same_top": proof.same_top, "pushed": pushed})
     else:
         _print_summary(part, target, compute_total_size(written), form, proof)
+        for script in (file for file in written if file.name == SCRIPT_FILE):
+            print_line(
+                f"To use it without PyTorch: pip install numpy pillow onnxruntime; python {quote_argument(script)} IMAGES "
+                f"--model {quote_argument(target)}"
+            )
         _print_rounding(dtype, proof)
     _warn_changed_predictions(dtype, proof)
     if pushed is not None and not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,16 +67,25 @@ def print_runs(root: RootOption = DEFAULT_ROOT, as_json: options.JsonOption = Fa
 
 @app.command("show")
 def show_run(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or folder of a run.", autocompletion=complete_run)],
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="Name or folder of a run. [default: newest run]", autocompletion=complete_run
+        ),
+    ] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show one run: its settings, state and results."""
     from toast_cli.cli.output.console import out, print_json, print_line
-    from toast_cli.storage.run_records import RECIPE_FILE, read_results, read_run
+    from toast_cli.storage.run_records import RECIPE_FILE, list_runs, read_results, read_run
+    from toast_cli.utils.errors import UsageError
     from toast_cli.utils.formatting import format_bytes
 
-    run = read_run(_find_run(name, root))
+    newest = next(iter(list_runs(root)), None) if name is None else read_run(_find_run(name, root))
+    if newest is None:
+        raise UsageError(f"There is no run in {root}.", what_to_do="Start one with toast tune.", code="run.none-found")
+    run = newest
     results = None if run.state == "damaged" else read_results(run.path)
     if as_json:
         print_json({**_make_json(run), "results": results})
@@ -109,11 +119,11 @@ def remove_runs(
 ) -> None:
     """Delete runs with everything in their folders.
 
-    Asks for confirmation. A run that is in use is not deleted, and neither is any other folder.
+    Asks for confirmation. Refuses a run that is in use, and a folder that is not a run.
     """
     from toast_cli.cli.output.console import err, print_line
     from toast_cli.storage.run_records import read_run, remove_run
-    from toast_cli.utils.errors import ToastError
+    from toast_cli.utils.errors import ToastError, UsageError
     from toast_cli.utils.formatting import format_bytes
 
     # All are checked before the first is deleted.
@@ -131,7 +141,17 @@ def remove_runs(
         for run in found:
             print_line(f"{run.path}: {run.data} {run.method}, {_format_state(run)}, {format_bytes(run.size)}", err)
         count = "this run" if len(found) == 1 else f"these {len(found)} runs"
-        if not typer.confirm(f"Delete {count}?", err=True):
+        try:
+            confirmed = typer.confirm(f"Delete {count}?", err=True)
+        except typer.Abort:
+            if sys.stdin.isatty():
+                raise
+            raise UsageError(
+                f"Deleting {count} needs a confirmation, and there is no terminal to ask on.",
+                what_to_do="Add --yes.",
+                code="cli.missing-option",
+            ) from None
+        if not confirmed:
             print_line("Nothing was deleted.", err)
             raise typer.Exit(1)
     for run in found:

@@ -15,7 +15,11 @@ def run_tune(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. training.lr=0.02 method.rank=8."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Recipe fields to override, e.g. method.rank=8 or images.on_error=skip, which leaves out unreadable "
+            "images. 'toast recipes schema' lists all fields.",
+        ),
     ] = None,
     recipe: options.RecipeOption = None,
     backbone: options.BackboneOption = None,
@@ -118,7 +122,9 @@ def run_tune(
         print_line(format_written_files(each, folder.path, written), err if as_json else out)
     if as_json:
         return
+    place = quote_argument(folder.path)
+    if results["test"] is not None and answers:
+        print_line(f"Numbers per class and the worst mistakes: toast eval --report --run {place}")
+    print_line(f"Label new files: toast predict FILES --run {place}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
-        print_line(
-            f"To see its attention: toast visualize-attention --test-image 0 --run {quote_argument(folder.path)}"
-        )
+        print_line(f"See its attention: toast visualize-attention --test-image 0 --run {place}")

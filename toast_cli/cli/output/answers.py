@@ -23,7 +23,8 @@ from toast_cli.utils.files import write_text
 
 def format_written_files(answers: SplitAnswers, folder: Path, names: Sequence[str]) -> str:
     """Return a line that names the files of the answers to a split."""
-    return f"Answers to the {answers.split} split: {folder} ({', '.join(names)})"
+    which = "all splits" if answers.split == "all" else f"the {answers.split} split"
+    return f"Answers to {which}: {folder} ({', '.join(names)})"
 
 
 def write_evaluation_files(
