@@ -52,7 +52,7 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=complete_backbone,
-        help="Backbone: a name from 'toast backbones', or vit:MODEL, convnext:MODEL or llama:MODEL.",
+        help="Backbone: a name from 'toast backbones', vit:MODEL or convnext:MODEL (of timm), or llama:MODEL.",
     ),
 ]
 WeightsOption = Annotated[
@@ -82,7 +82,8 @@ InitFromOption = Annotated[
     str | None,
     typer.Option(
         help="Continue from a tuned model (run folder, adapter folder, exported file or hf folder), also with new "
-        "classes; or start the feedback path from the output of 'toast pretune' or from what comes with the backbone ('shipped')."
+        "classes; or start the feedback path from the output of 'toast pretune', or from what comes with the backbone "
+        "('shipped')."
     ),
 ]
 ArtifactOption = Annotated[

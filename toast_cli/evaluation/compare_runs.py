@@ -20,6 +20,7 @@ from torch import Tensor
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.table import UNIFORM_MAP, AttentionMetricsTable
 from toast_cli.data.base import ImageSplit
+from toast_cli.data.subset import SplitSubset
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, AttentionRun, open_attention_run
 from toast_cli.evaluation.same_data import EvaluationImages, check_same_images
 from toast_cli.storage.run_folder import is_unfinished
@@ -30,6 +31,8 @@ from toast_cli.utils.names import make_names_unique
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_paired_difference
 from toast_cli.visualize.view import AttentionViewer
 
+MAX_NAMED = 3
+"""Number of unreadable images that a message names."""
 SEED_SUFFIX = re.compile(r"-?seed\d+(-\d+)?$")
 """End of the default name of a run, which runs of other seeds do not share."""
 
@@ -45,6 +48,7 @@ class ComparedRun:
             without masks.
         even: the mean share of a uniform map inside the object; None without masks.
         checks: the validation of the maps over all images; None if they were not validated.
+        readable: the indices of the images that could be read.
     """
 
     viewer: AttentionViewer
@@ -56,6 +60,7 @@ class ComparedRun:
     inside: np.ndarray | None
     even: float | None
     checks: AttentionChecks | None = None
+    readable: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,28 @@ class RunComparison:
         return apart.argsort(descending=True, stable=True)[:count].tolist()
 
 
+def select_common_images(split: ImageSplit, runs: Sequence[ComparedRun], reporter: Reporter) -> ImageSplit:
+    """Return the images that every run could read, and report those that none could.
+
+    Raises:
+        ToastError: a run could not read an image that another one could.
+    """
+    readable = runs[0].readable
+    if any(run.readable != readable for run in runs):
+        raise ToastError(
+            "The runs could not read the same images.",
+            what_to_do="Run 'toast data check', and repair or remove the images that cannot be read.",
+            code="image.unreadable",
+        )
+    if len(readable) == len(split):
+        return split
+    left_out = [split.names[index] for index in sorted(set(range(len(split))) - set(readable))]
+    more = ", ..." if len(left_out) > MAX_NAMED else ""
+    named = ", ".join(left_out[:MAX_NAMED]) + more
+    reporter.report_message(f"{len(left_out):,} images could not be read and are left out of the comparison: {named}")
+    return SplitSubset(split, readable)
+
+
 def align_probabilities(runs: Sequence[ComparedRun]) -> tuple[ComparedRun, ...]:
     """Return the runs with a column of probabilities for every class that some run knows, 0 where one does not."""
     known = [run.viewer.classes or () for run in runs]
@@ -190,7 +217,8 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
             measured.append(measure_run(run, reporter))
     session = first.session
     dataset, measure = session.recipe.dataset.name, session.model.objective.measure
-    return RunComparison(align_probabilities(measured), first.split, dataset, session.data.classes, measure)
+    split = select_common_images(first.split, measured, reporter)
+    return RunComparison(align_probabilities(measured), split, dataset, session.data.classes, measure)
 
 
 @contextmanager
@@ -247,10 +275,11 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         numbers.add(output, batch)
         known = ~objective.measure_samples(output.logits, batch).isnan()
         probabilities.append(objective.compute_scores(output.logits)[known].cpu())
-    if len(numbers.rows) != len(split):
+    readable = tuple(sorted(row["index"] for row in numbers.rows))
+    if not readable:
         raise ToastError(
-            f"{len(split) - len(numbers.rows):,} images of {session.recipe.dataset.name} could not be read.",
-            what_to_do="Fix or remove them: all runs must be compared on the same images.",
+            f"No image of {session.recipe.dataset.name} could be read.",
+            what_to_do="Run 'toast data check' to see what is wrong with each.",
             code="image.unreadable",
         )
     last = "pass_two" if "pass_two/share_inside" in numbers.list_metrics() else "pass_one"
@@ -266,6 +295,7 @@ def measure_run(run: AttentionRun, reporter: Reporter) -> ComparedRun:
         inside,
         None if even is None else even.mean,
         merge_attention_checks(checks),
+        readable,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class RunRecord:
         epoch: finished epochs; None before the first.
         epochs: epochs of the recipe.
         metrics: numbers of the validation and the test split, by split.
-        changed: time of the newest file of the run, in seconds since 1970.
+        changed: when the run was last worked on, in seconds since 1970.
         size: bytes of all files.
         damage: what is wrong with a damaged run.
     """
@@ -86,7 +87,8 @@ def list_runs(root: Path) -> list[RunRecord]:
 
 def read_run(path: Path) -> RunRecord:
     """Return the record of a run. If a file of it cannot be read, its state is `damaged`."""
-    changed, size = _measure_files(path)
+    size = _measure_files(path)
+    changed = _get_last_change(path)
     try:
         facts = _read_recipe(path)
         results = read_results(path)
@@ -195,16 +197,22 @@ def _select_numbers(metrics: Any) -> dict[str, float]:
     }
 
 
-def _measure_files(path: Path) -> tuple[float, int]:
-    """Return the time of the newest file below a folder and the bytes of all files."""
-    newest, size = 0.0, 0
+def _measure_files(path: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    size = 0
     for entry in _iterate_entries(path):
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except OSError:  # it has just been replaced
-            continue
-        newest, size = max(newest, status.st_mtime), size + status.st_size
-    return newest, size
+        with suppress(OSError):  # it has just been replaced
+            size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
+def _get_last_change(path: Path) -> float:
+    """Return when a run was last worked on: pictures and exports of a finished run do not count."""
+    times = [0.0]
+    for name in ("results.json", "metrics.jsonl", RECIPE_FILE):
+        with suppress(OSError):
+            times.append((path / name).stat().st_mtime)
+    return max(times)
 
 
 def _iterate_entries(path: Path) -> Iterator[os.DirEntry[str]]:

@@ -115,8 +115,8 @@ def run_export(
         _print_summary(part, target, compute_total_size(written), form, proof)
         for script in (file for file in written if file.name == SCRIPT_FILE):
             print_line(
-                f"To use it without PyTorch: pip install numpy pillow onnxruntime; python {quote_argument(script)} IMAGES "
-                f"--model {quote_argument(target)}"
+                f"To use it without PyTorch: pip install numpy pillow onnxruntime; python {quote_argument(script)} "
+                f"IMAGES --model {quote_argument(target)}"
             )
         _print_rounding(dtype, proof)
     _warn_changed_predictions(dtype, proof)

@@ -61,6 +61,7 @@ def run_predict(
             "--resume", help="Keep what an interrupted or earlier command wrote, and predict only other files."
         ),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Images or prompts at a time. [default: as in the run's evaluation; 8 prompts]"),
@@ -111,6 +112,15 @@ def run_predict(
             what_to_do="Name it with --out.",
             code="cli.missing-option",
         )
+    if opened.model.objective.target != "pixels":
+        for file in filter(None, (out, features)):
+            if file.exists() and not (resume or force):
+                raise UsageError(
+                    f"{file} exists already.",
+                    what_to_do="Add --resume to predict only files that it lacks, or --force to replace it; or choose "
+                    "another name.",
+                    code="disk.already-exists",
+                )
     request = PredictionRequest(
         chosen,
         tuple(sources),

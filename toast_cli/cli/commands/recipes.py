@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,7 @@ def print_recipes(as_json: options.JsonOption = False) -> None:
         found = builtin.find_recipe(name)
         draft = parse_recipe(found.text, found.origin)
         sections = {section: draft.get_section_name(section) or "" for section in ("backbone", "dataset", "method")}
-        rows.append({"name": name, **sections, "about": builtin.get_header_comment(found.text).partition("\n")[0]})
+        rows.append({"name": name, **sections, "about": _get_first_sentence(builtin.get_header_comment(found.text))})
     if as_json:
         print_json(rows)
         return
@@ -151,3 +152,8 @@ def print_schema() -> None:
     from toast_cli.recipe.json_schema import build_recipe_schema
 
     print_json(build_recipe_schema())
+
+
+def _get_first_sentence(text: str) -> str:
+    """Return the first sentence of a header, which may go over several lines."""
+    return re.split(r"(?<=[.:])\s", " ".join(text.partition("\n\n")[0].split()), maxsplit=1)[0].rstrip(":")

@@ -17,7 +17,7 @@ def run_tune(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Recipe fields to override, e.g. method.rank=8 or images.on_error=skip, which leaves out unreadable "
+            help="Recipe fields to override, e.g. method.rank=8, or images.on_error=skip to leave out unreadable "
             "images. 'toast recipes schema' lists all fields.",
         ),
     ] = None,
