@@ -64,6 +64,11 @@ class ToastGroup(CommandGroup):
         sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))
 
 
+def _format_examples(*commands: str) -> str:
+    """Return the end of a help text: examples, one per line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
 app = typer.Typer(
     name="toast",
     cls=ToastGroup,
@@ -74,16 +79,36 @@ app = typer.Typer(
 )
 app.command("demo")(run_demo)
 app.command("pretune")(run_pretune)
-app.command("tune", short_help="Adapt a frozen backbone to a data set (other names: train, fit).")(run_tune)
+app.command(
+    "tune",
+    short_help="Adapt a frozen backbone to a data set (other names: train, fit).",
+    epilog=_format_examples(
+        "toast tune --backbone vit_b16 --dataset folder:pets",
+        "toast tune --init-from runs/pets-vit_b16-toast-seed0 --dataset folder:more-pets --lr 0.0005",
+    ),
+)(run_tune)
 for alias in ("train", "fit"):
     app.command(alias, hidden=True)(run_tune)
 app.command("plan")(run_plan)
-app.command("eval")(run_eval)
-app.command("predict", short_help="Label new images, or answer prompts.")(run_predict)
+app.command(
+    "eval",
+    epilog=_format_examples(
+        "toast eval --report",
+        "toast eval --run runs/pets-vit_b16-toast-seed0 --dataset folder:other-pets --split all",
+    ),
+)(run_eval)
+app.command(
+    "predict",
+    short_help="Label new images, or answer prompts.",
+    epilog=_format_examples(
+        "toast predict new-photos --out labels.csv",
+        'toast predict "inbox/*.jpg" --run runs/pets-vit_b16-toast-seed0 --out labels.csv --resume',
+    ),
+)(run_predict)
 app.command("compare")(run_compare)
 app.command("generate")(generate)
 app.command("visualize-attention")(visualize_attention)
-app.command("export")(run_export)
+app.command("export", epilog=_format_examples("toast export --format onnx --out pets/model.onnx"))(run_export)
 app.command("import")(run_import)
 app.command("backbones")(print_backbones)
 app.add_typer(bench.app, name="bench")

@@ -72,6 +72,8 @@ class TrainingLoop:
         self.meter = step.evaluation_meter()
         self.throughput_name = f"{'texts' if self.objective.target == 'text' else 'images'}_per_second"
         self.kept: TrainingProgress | None = None
+        self.losses: list[float] = []
+        """Training loss of each epoch of this process."""
 
     def fit(self) -> BestEpoch:
         """Train the model in place and return the best epoch.
@@ -257,6 +259,7 @@ class TrainingLoop:
         """Compare the epoch with the best one, log it and save its checkpoints."""
         at, epoch = self.at, self.at.epochs + 1
         train = self.tally.compute_global_metrics()
+        self.losses.append(train["loss"])
         line = {"kind": "epoch", "step": at.steps, "epoch": epoch, "lr": self._get_lr(), "train": train}
         is_best = self.validation is None
         if metrics is not None:

@@ -18,7 +18,7 @@ from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
-from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
+from toast_cli.training.class_warnings import describe_divergence, describe_small_validation, describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -126,7 +126,8 @@ def run_tuning(
         run.start()
         if not run.resumed and (seconds := estimate_run_time(session, step, train)) is not None:
             reporter.report_message(f"About {format_duration(seconds)} to go.")
-        best = TrainingLoop(run, step, train, validation, validate_attention=with_attention, callbacks=callbacks).fit()
+        loop = TrainingLoop(run, step, train, validation, validate_attention=with_attention, callbacks=callbacks)
+        best = loop.fit()
         if best.metrics is None and validation is None:
             reporter.report_message("There is no validation split, so the last epoch is kept.")
         load_checkpoint(folder.checkpoints, "best", model)
@@ -160,6 +161,7 @@ def run_tuning(
                 folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
             )
         test, answers, warnings = None, list[SplitAnswers](), describe_small_validation(best.metrics, training.epochs)
+        warnings += describe_divergence(loop.losses, training.lr)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         if recipe.test and "test" in data.splits:

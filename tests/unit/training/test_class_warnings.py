@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from toast_cli.tasks.class_counts import ClassCounts
-from toast_cli.training.class_warnings import describe_small_validation, describe_weak_classes
+from toast_cli.training.class_warnings import describe_divergence, describe_small_validation, describe_weak_classes
 from toast_cli.utils.statistics import compute_proportion_interval
 
 
@@ -45,3 +45,10 @@ def test_a_small_validation_split_is_called_small_if_it_chose_an_epoch() -> None
     large = {"images": 500, "accuracy_interval": list(compute_proportion_interval(450, 500))}
     for metrics, epochs in ((small, 1), (large, 3), (None, 3), ({"perplexity": 3.0}, 3)):
         assert describe_small_validation(metrics, epochs) == []
+
+
+def test_a_loss_that_rises_again_is_named_with_a_lower_rate() -> None:
+    (said,) = describe_divergence([1.4, 0.9, 4.2], 0.003)
+    assert "0.9 in epoch 2 to 4.2" in said and "--lr 0.001" in said
+    assert describe_divergence([1.4, 0.9, 1.2], 0.003) == describe_divergence([0.2, 0.01, 0.1], 0.003) == []
+    assert describe_divergence([], 0.003) == []

@@ -51,6 +51,8 @@ def run_tune(
     """Adapt a frozen backbone to a data set.
 
     The method is TOAST, TOAST-Lite or a baseline such as LoRA. Without arguments, runs TOAST on the demo data.
+    With --init-from, classes are matched by name: put the images of old and new classes into one data set.
+
     'toast train' and 'toast fit' are other names of this command.
     """
     from toast_cli.cli.output.console import err, print_line
