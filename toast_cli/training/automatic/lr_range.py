@@ -55,7 +55,8 @@ class LRRange:
         if lowest is None or self.smoothed[lowest] >= sum(self.losses[:BASELINE_STEPS]) / BASELINE_STEPS:
             raise ToastError(
                 "The range test found no learning rate that lowers the loss (training.lr=auto).",
-                what_to_do="Set training.lr to a number.",
+                "A model that was tuned before starts near its minimum, where no rate lowers the loss.",
+                "Set training.lr to a number, for example a third of the rate in the recipe.",
                 code="training.no-learning-rate",
             )
         return float(f"{FRACTION * self.rates[lowest]:.2g}")
@@ -68,7 +69,8 @@ class LRRange:
 def measure_lr_range(session: Session, step: TrainingStep, train: BatchLoader, reporter: Reporter) -> LRRange:
     """Run the range test on a session, which cannot be used afterwards.
 
-    A `head_lr` that is set stays as it is; otherwise the head has the same rate as all other weights.
+    The head has the same rate as all other weights, also if the run has a `head_lr`: a head that learns at a rate of its
+    own lowers the loss at every rate of the others.
     """
     accelerator, model, training = session.accelerator, session.model, session.recipe.training
     optimizer = accelerator.prepare(make_optimizer(model, training))
@@ -79,7 +81,7 @@ def measure_lr_range(session: Session, step: TrainingStep, train: BatchLoader, r
     for number in reporter.track_progress(range(RANGE_STEPS), RANGE_STEPS, "learning-rate range test"):
         rate = LOWEST_RATE * (HIGHEST_RATE / LOWEST_RATE) ** (number / (RANGE_STEPS - 1))
         for group in optimizer.param_groups:
-            group["lr"] = rate if training.head_lr is None or "lr_scale" not in group else training.head_lr
+            group["lr"] = rate
         loss = _train_step(session, forward, optimizer, next(groups))
         average, weight = SMOOTHING * average + (1 - SMOOTHING) * loss, SMOOTHING * weight + 1 - SMOOTHING
         if not math.isfinite(loss):

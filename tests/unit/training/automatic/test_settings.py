@@ -127,13 +127,15 @@ def test_the_sweep_rises_ends_at_divergence_and_is_the_same_again() -> None:
     assert min(found.smoothed) < found.smoothed[0]
 
 
-def test_a_set_rate_of_the_head_stays_in_the_sweep() -> None:
+def test_the_head_has_the_rate_of_the_sweep_whatever_its_own_is() -> None:
     session = prepare_session(recipe_of(method="lora", batch_size=4, head_lr=0.003))
     rates: set[float] = set()
+    others: set[float] = set()
 
     class Watched(TrainingStep):
         def forward(self, batch: Any) -> Any:
-            rates.update(group["lr"] for group in optimizers[-1].param_groups if "lr_scale" in group)
+            for group in optimizers[-1].param_groups:
+                (rates if "lr_scale" in group else others).add(group["lr"])
             return super().forward(batch)
 
     optimizers: list[Any] = []
@@ -147,7 +149,7 @@ def test_a_set_rate_of_the_head_stays_in_the_sweep() -> None:
 
     session.accelerator.prepare = keep
     measure_lr_range(session, Watched(session.model), session.make_loader("train", train=True), Reporter())
-    assert rates == {0.003}
+    assert len(rates) > 10 and rates == others
 
 
 @pytest.fixture(scope="module")
