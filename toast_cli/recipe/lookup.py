@@ -23,6 +23,11 @@ PRETUNE_FOLDER = "pretune"
 LANGUAGE_FOLDER = "language"
 """Folder of recipes whose learning rate and batch size suit the size of their backbone, and so no other backbone."""
 
+CONTINUED_RATE = 0.1
+"""Learning rate of a run that continues from a tuned model, as a share of that model's own.
+
+Measured on photographs of birds with ViT-Tiny and TOAST: see docs/reports/results.md.
+"""
 DEFAULT_METHOD = "toast"
 DEFAULT_BACKBONE = "vit_b16"
 DEFAULT_TASK = "classification"
@@ -159,10 +164,19 @@ def resolve_recipe(
 def _draft_from_start(start: Mapping[str, Any], dataset: str | None) -> tuple[PartialRecipe, str, list[str]]:
     """Return the recipe of a tuned model as a draft, without what belongs to its machine, its name, and messages.
 
-    The task of a data set of another kind is that data set's own.
+    The task of a data set of another kind is that data set's own. The learning rates are a tenth of those of the start.
     """
     values = {**start, "init_from": None, "pretuning": None, "device": "auto"}
     messages: list[str] = []
+    if start.get("init_from") in (None, "shipped"):  # a run that was continued itself has the lower rates already
+        training = values["training"] = dict(start["training"])
+        for name in ("lr", "head_lr"):
+            if isinstance(training.get(name), float):
+                training[name] = float(f"{training[name] * CONTINUED_RATE:.2g}")
+        messages.append(
+            f"The learning rate is {training['lr']:g}, a tenth of that of the start: it begins near a minimum, from "
+            "which the full rate would lead away. --lr changes it."
+        )
     source = expand_shorthand("dataset", dataset or start["dataset"]["name"])["name"]
     if source in registry.list_names(registry.SOURCES):
         own, earlier = (registry.load_entry(registry.SOURCES, name).task for name in (source, start["dataset"]["name"]))

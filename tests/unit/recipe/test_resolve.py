@@ -173,3 +173,15 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
     assert "backbone.name = 'vit_x' (from --backbone)" in message
     assert "seed = -1 (from --seed): must be at least 0." in message
     assert "precision = 'fp8' (from --precision)" in message
+
+
+def test_a_run_continues_at_a_tenth_of_the_rate_and_not_at_a_hundredth() -> None:
+    start = resolve_recipe(backbone="vit_b", overrides=["training.lr=0.003", "training.head_lr=0.01"]).recipe
+    values = start.model_dump(mode="json")
+    found = resolve_recipe(init_from="first", start=values)
+    assert (found.recipe.training.lr, found.recipe.training.head_lr) == (0.0003, 0.001)
+    assert any("a tenth of that of the start" in message for message in found.messages)
+    again = resolve_recipe(init_from="second", start={**values, "init_from": "first"})
+    assert again.recipe.training.lr == 0.003
+    chosen = resolve_recipe(init_from="first", start=values, overrides=["training.lr=0.02"])
+    assert chosen.recipe.training.lr == 0.02
