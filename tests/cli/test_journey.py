@@ -21,9 +21,19 @@ SMALL = ["--backbone", "vit_demo_3", "--device", "cpu", "--epochs", "4", "--lr",
 
 
 def photograph(name: str, number: int, side: int = 90) -> Image.Image:
-    """A picture of one colour with noise, so that classes differ."""
+    """A picture whose colour differs by class, brighter to the right and below, with a dark corner, and noise."""
     noise = np.random.default_rng(number).normal(0, 12, (side, side + 20, 3))
-    return Image.fromarray((np.array(COLORS[name]) + noise).clip(0, 255).astype(np.uint8))
+    ramp = np.linspace(-60, 40, side + 20)[None, :, None] + np.linspace(-30, 30, side)[:, None, None]
+    pixels = np.array(COLORS[name]) + noise + ramp
+    pixels[: side // 3, : side // 3] = 10
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def make_translucent(image: Image.Image) -> Image.Image:
+    """The picture, fading out from left to right."""
+    fading = Image.linear_gradient("L").rotate(90).resize(image.size)
+    image.putalpha(fading)
+    return image
 
 
 def save(image: Image.Image, file: Path, **options: object) -> None:
@@ -42,10 +52,10 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(14):
             save(photograph(name, number), folder / name / f"day {number % 3}" / f"ä{number}.jpg", quality=90)
         save(photograph(name, 50).convert("CMYK"), folder / name / "cmyk.jpg")
-        save(photograph(name, 51).convert("RGBA"), folder / name / "alpha.png")
+        save(make_translucent(photograph(name, 51)), folder / name / "alpha.png")
         save(photograph(name, 52), folder / name / "turned.jpg", exif=turned)
         save(photograph(name, 53), folder / name / "modern.avif")
-        deep = np.asarray(photograph(name, 54).convert("L")).astype(np.uint16) * 257
+        deep = np.asarray(photograph(name, 54).convert("L")).astype(np.uint16) * 200 + 31
         save(Image.fromarray(deep), folder / name / "deep.png")
     whole = (folder / "fox" / "turned.jpg").read_bytes()
     (folder / "fox" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -71,6 +81,10 @@ def test_the_whole_way_of_a_newcomer(photographs: Path, tmp_path: Path) -> None:
     for name in ("predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png", "curves.png"):
         assert (Path("first") / name).is_file(), name
     assert {row["class"] for row in read_rows(Path("first/per_class.csv"))} == set(COLORS)
+
+    evaluated = toast("eval", "--run", "first", "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out)["test"] == json.loads(Path("first/results.json").read_text())["test"]
 
     new = tmp_path / "new"
     for number, name in enumerate(("Möwe", "fox", "fox")):
@@ -107,13 +121,13 @@ def test_the_whole_way_of_a_newcomer(photographs: Path, tmp_path: Path) -> None:
     for package in ("torch", "toast_cli"):
         (tmp_path / "blocked" / f"{package}.py").write_text("raise SystemError('imported')")
     ran = subprocess.run(
-        [sys.executable, "exported/infer.py", *answers, "--json"],
+        [sys.executable, "exported/infer.py", *answers, str(photographs / "fox" / "cut.jpg"), "--json"],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "blocked")},
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 1 and "cut.jpg" in ran.stderr and "imported" not in ran.stderr, ran.stderr
     for line in map(json.loads, ran.stdout.splitlines()):
         expected = {name: float(answers[line["file"]][f"p_{name}"]) for name in (*COLORS, "bat")}
         assert line["scores"] == pytest.approx(expected, abs=1e-3), line["file"]

@@ -31,6 +31,7 @@ def test_a_run_comes_back_with_the_same_numbers(here: Path, words: str) -> None:
     found = json.loads(again.out)
     for numbers in (found["test"], recorded["test"]):
         numbers |= numbers.pop("attention_share")
+        numbers |= dict(zip(("low", "high"), numbers.pop("accuracy_interval"), strict=True))
     assert found["test"] == pytest.approx(recorded["test"], rel=1e-5)
     assert found["trained_parameters"] == recorded["trained_parameters"]
     assert toast("export", "--run", here / "run", "--what", "full", "--out", "full.safetensors").code == 0

@@ -44,8 +44,9 @@ UNEVEN = [
 def two_processes(launcher: list[str], *arguments: str | Path) -> Said:
     """Run `toast` in two processes that work together, as a user does: imports, launcher and all."""
     port = ["--main_process_port", str(free_port())] if launcher is ACCELERATE else []
+    end = ["--"] if launcher is TORCHRUN else []  # torchrun takes --run for an option of its own
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, *port, "-m", "toast_cli", *map(str, arguments)],
+        [sys.executable, "-m", *launcher, *port, "-m", "toast_cli", *end, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_LOG_LEVEL": "ERROR"},

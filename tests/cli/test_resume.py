@@ -59,6 +59,7 @@ def metrics(run: Path) -> list[str]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.get("train", {}).pop("seconds", None)
+        line.pop("images_per_second", None)
     return [json.dumps(line) for line in lines]
 
 

@@ -23,6 +23,7 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.callbacks import Callbacks, EpochInfo, StepInfo
+from toast_cli.training.continuation.extension import check_changes
 from toast_cli.training.continuation.start import read_start_recipe
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.training.reporter import Reporter
@@ -30,6 +31,9 @@ from toast_cli.training.run import Run
 from toast_cli.training.tune import prepare_tuning, run_tuning
 from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import UsageError, describe_object
+
+TRAINING_KEYWORDS = ("epochs", "lr", "batch_size", "workers")
+"""Keywords of `tune` that are options of `toast tune`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def tune(
     on_step: Callable[[StepInfo], Any] | None = None,
     on_epoch: Callable[[EpochInfo], Any] | None = None,
     progress: bool = False,
+    **fields: Any,
 ) -> TuneResult:
     """Adapt a frozen backbone to a data set, as `toast tune` does, with the same recipes, run folder and results.
 
@@ -95,6 +100,8 @@ def tune(
         classes: Class names in order, or their number, for data given in Python. Default: the `classes` of the
             `Dataset`, else the sorted labels of train, else a number for every index.
         overrides: Recipe fields by dotted name: `{"training.epochs": 5, "method.rank": 8}`.
+        fields: The same fields as keywords, with two underscores for a dot: `training__epochs=5`; and `epochs`, `lr`,
+            `batch_size` and `workers`, as on the command line.
         on_step: Called with a `StepInfo` after every optimizer step; `info.stop()` ends training.
         on_epoch: Called with an `EpochInfo` after every epoch; `info.stop()` ends training.
         progress: Print messages and the numbers of every epoch on stderr.
@@ -108,14 +115,14 @@ def tune(
     options = {**names, **{name: None if path is None else str(path) for name, path in paths.items()}}
     data = _to_python_data(dataset, classes)
     reporter: Reporter = LineReporter() if progress else Reporter()
-    fields = (overrides or {}).items()
-    texts = [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in fields]
+    overrides = {**(overrides or {}), **_to_dotted_names(fields)}
+    texts = [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in overrides.items()]
     changes: list[str] = []
     if resume is not None:
         given, changes = [name for name, value in options.items() if value is not None], texts
         given += ["output_dir"] if output_dir is not None else []
         given += ["dataset"] if isinstance(dataset, str) else []
-        resolved = _resolve_resumed_recipe(Path(resume), given, device, data)
+        resolved = _resolve_resumed_recipe(Path(resume), given, changes, device, data)
         output_dir = resume
     else:
         if backbone is not None and not isinstance(backbone, str):
@@ -124,7 +131,7 @@ def tune(
                 what_to_do="Train a model of yours with toast_cli.steer(MODEL, classes), and keep it with save().",
                 code="backbone.not-a-name",
             )
-        if data is not None and backbone is None and recipe is None:
+        if data is not None and backbone is None and recipe is None and init_from is None:
             raise UsageError(
                 "Data given in Python needs a backbone.",
                 what_to_do="Pass backbone=\"vit_s16\", for example; 'toast backbones' lists them.",
@@ -207,6 +214,26 @@ def _to_python_data(dataset: Any, classes: int | Sequence[str] | None) -> Python
     return None
 
 
+def _to_dotted_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recipe fields that were given as keywords by their dotted names.
+
+    Raises:
+        UsageError: a keyword is no field of a recipe.
+    """
+    found = {}
+    for name, value in fields.items():
+        dotted = f"training.{name}" if name in TRAINING_KEYWORDS else name.replace("__", ".")
+        if "." not in dotted:
+            raise UsageError(
+                f"tune() has no argument '{name}'.",
+                what_to_do="Name a field of the recipe with its section: training__epochs=5, or "
+                'overrides={"training.epochs": 5}.',
+                code="recipe.unknown-field",
+            )
+        found[dotted] = value
+    return found
+
+
 def _resolve_new_recipe(options: Mapping[str, Any], overrides: Sequence[str], reporter: Reporter) -> Recipe:
     """Return the recipe of the arguments, as of a command line.
 
@@ -223,7 +250,9 @@ def _resolve_new_recipe(options: Mapping[str, Any], overrides: Sequence[str], re
     return resolve_recorded_backbone(resolved.recipe, RunFolder(folder).read_toast_version())
 
 
-def _resolve_resumed_recipe(run: Path, given: Sequence[str], device: str | None, data: PythonData | None) -> Recipe:
+def _resolve_resumed_recipe(
+    run: Path, given: Sequence[str], changes: Sequence[str], device: str | None, data: PythonData | None
+) -> Recipe:
     """Return the recipe of a run to resume.
 
     Raises:
@@ -235,7 +264,8 @@ def _resolve_resumed_recipe(run: Path, given: Sequence[str], device: str | None,
             what_to_do="Leave it out; device, data given in Python, overrides, callbacks and progress can be added.",
             code="resume.conflicting-options",
         )
-    RunFolder.reopen(run)
+    check_changes(changes, run)
+    RunFolder.reopen(run, extend=bool(changes))
     recipe = resolve_recipe(recipe=str(run / "recipe.yaml"), device=device).recipe
     if data is not None and recipe.dataset.name != PYTHON_DATA:
         raise UsageError(

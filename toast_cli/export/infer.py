@@ -76,8 +76,15 @@ def list_files(paths: list[Path]) -> list[Path]:
     known = Image.registered_extensions()
     found: list[Path] = []
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in below if not path.is_dir() or (file.is_file() and file.suffix.lower() in known)]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        images = [file for file in below if file.suffix.lower() in known]
+        if len(images) < len(below):
+            others = [file.name for file in below if file not in images]
+            print(f"{path}: not read, no suffix that Pillow knows: {', '.join(others)}", file=sys.stderr)
+        found += images
     return found
 
 

@@ -34,6 +34,10 @@ FLOAT_PATTERN = re.compile(
 )
 
 
+SINGLE_MARKS = frozenset("|,;:/+*&%#@!>-?")
+"""Values of an override that are text, whatever YAML makes of them."""
+
+
 def parse_recipe(text: str, origin: str) -> PartialRecipe:
     """Parse the text of a recipe; `origin` is the file name in messages.
 
@@ -68,7 +72,12 @@ def parse_mapping(text: str, origin: str, kind: str) -> tuple[dict[str, Any], di
 
 
 def parse_value(text: str, origin: str) -> Any:
-    """Parse one value, as written after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`."""
+    """Parse one value, as written after a colon in a recipe: `1e-3`, `false`, `[0.5, 0.5, 0.5]`.
+
+    A single punctuation character, such as the separator `|`, is text: YAML has other meanings for most of them.
+    """
+    if text in SINGLE_MARKS:
+        return text
     return _YamlReader(text, origin, numbered=False).read_document()
 
 

@@ -207,7 +207,8 @@ def evaluate_model(
     if notes is not None:
         notes += objective.calibrate(meter)
     metrics: dict[str, Any] = {**meter.result(), **merge_across_processes(parts).result()}
-    metrics = registered.result() | metrics  # those of the task keep their meaning whatever a plugin is called
+    # Those of the task come first, and keep their meaning whatever a plugin is called.
+    metrics |= {name: value for name, value in registered.result().items() if name not in metrics}
     if share is not None:
         metrics["attention_share"] = merge_across_processes(share).result()
     return metrics

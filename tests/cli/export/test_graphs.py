@@ -131,7 +131,9 @@ def test_the_weights_of_a_large_onnx_file_lie_beside_it(here: Path, run: Path, m
     words = ["export", "--run", run, "--format", "onnx", "--out", here / "model.onnx"]
     said = toast(*words, "--json")
     assert said.code == 0, said.err
-    assert sorted(path.name for path in here.iterdir()) == ["export_report.json", "model.onnx", "model.onnx.data"]
+    assert sorted(path.name for path in here.iterdir()) == [
+        *("export_report.json", "infer.py", "model.onnx", "model.onnx.data")
+    ]
     graph, weights = here / "model.onnx", here / "model.onnx.data"
     assert graph.stat().st_size < weights.stat().st_size
     assert json.loads(said.out)["bytes"] == graph.stat().st_size + weights.stat().st_size

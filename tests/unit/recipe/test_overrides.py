@@ -4,6 +4,7 @@ import pytest
 
 from toast_cli.recipe.overrides import apply_overrides
 from toast_cli.recipe.parse import validate_partial_recipe
+from toast_cli.recipe.safe_yaml import parse_value
 from toast_cli.recipe.unvalidated_recipe import PartialRecipe
 from toast_cli.utils.errors import UsageError
 
@@ -85,3 +86,8 @@ def test_a_wrong_value_is_traced_to_its_override(override: str, words: list[str]
         validate_partial_recipe(changed)
     for word in words:
         assert word in str(refused.value)
+
+
+@pytest.mark.parametrize("mark", ["|", ",", ";", "/", "-", "&", "*"])
+def test_a_single_mark_is_text(mark: str) -> None:
+    assert parse_value(mark, "a test") == mark

@@ -152,7 +152,7 @@ def _add_classification_rows(table: Table, split: str, metrics: Mapping[str, Any
 
 def format_selected_metric(metrics: Mapping[str, Any], select: str | None) -> str:
     """Format the metric that selects the best epoch, for a progress line that does not have it; else empty."""
-    if select is None or select not in metrics or select in ("accuracy", "mean_iou", "loss"):
+    if select is None or select not in metrics or select in ("accuracy", "mean_iou", "mean_ap", "loss"):
         return ""
     return f"  {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))} {metrics[select]:.4f}"
 

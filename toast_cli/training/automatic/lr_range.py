@@ -69,8 +69,8 @@ class LRRange:
 def measure_lr_range(session: Session, step: TrainingStep, train: BatchLoader, reporter: Reporter) -> LRRange:
     """Run the range test on a session, which cannot be used afterwards.
 
-    The head has the same rate as all other weights, also if the run has a `head_lr`: a head with a rate of its own lowers
-    the loss at every rate of the others.
+    The head has the same rate as all other weights, also if the run has a `head_lr`. A head with a rate of its own
+    would lower the loss at every rate of the others.
     """
     accelerator, model, training = session.accelerator, session.model, session.recipe.training
     optimizer = accelerator.prepare(make_optimizer(model, training))
