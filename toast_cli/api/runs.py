@@ -79,9 +79,12 @@ def tune(
     `dataset` is a name as on the command line, or data given in Python: a list of (image, label), a
     `torch.utils.data.Dataset` of such items, or a mapping of the splits `train`, `val` and `test` to either. An image
     is a path, a PIL image, an array `[H, W, C]` or a tensor `[C, H, W]` with 8-bit values or floats from 0 to 1, before
-    any normalization or augmentation. A label is the name of a class, or its index from 0. Of data without splits,
-    `dataset.test_fraction` (0.2) is held out for test; without a validation split, `dataset.val_fraction` (0.1) of the
-    training images is held out for it.
+    any normalization or augmentation. Of data without splits, `dataset.test_fraction` (0.2) is held out for test;
+    without a validation split, `dataset.val_fraction` (0.1) of the training images is held out for it.
+
+    A label is the name of a class, or its index from 0. A list, tuple or set of names or of indices is several labels,
+    which may be none (the task `multilabel`). A float, or a list of floats named by `classes`, is a number to predict
+    (the task `regression`).
 
     Args:
         backbone: Name of a backbone.
@@ -97,8 +100,9 @@ def tune(
         precision: "auto", "fp32", "bf16" or "fp16".
         resume: Folder of an interrupted run to resume with its own settings, or of a finished one to extend with
             `overrides={"training.epochs": N}`. Data given in Python is given again.
-        classes: Class names in order, or their number, for data given in Python. Default: the `classes` of the
-            `Dataset`, else the sorted labels of train, else a number for every index.
+        classes: Names of the classes, labels or numbers in order, or how many there are, for data given in Python. A
+            vector of zeros and ones has a place for each. Default: the `classes` of the `Dataset`, else the sorted
+            labels of train, else a number for every index.
         overrides: Recipe fields by dotted name: `{"training.epochs": 5, "method.rank": 8}`.
         fields: The same fields as keywords, with two underscores for a dot: `training__epochs=5`; and `epochs`, `lr`,
             `batch_size` and `workers`, as on the command line.

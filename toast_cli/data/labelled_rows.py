@@ -144,12 +144,22 @@ def _read_label_rows(
     labels = {
         part: tuple(tuple(sorted(label_of[name] for name in each)) for each in found) for part, found in texts.items()
     }
-    for part, found in texts.items():
-        if empty := sum(not each for each in found):
-            notes.append(f"{part}: {empty:,} of {len(found):,} images have none of the labels")
-    if always := [name for name in classes if all(name in each for each in texts["train"])]:
-        warnings.append(f"every training image has {format_class_names(always, target='labels')}: it cannot be learned")
+    counts, always = describe_several_labels(classes, labels)
+    notes += counts
+    warnings += always
     return LabelledRows(classes, kept, labels, LabelVector("labels", len(classes)), notes, warnings)
+
+
+def describe_several_labels(classes: Sequence[str], labels: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[str]]:
+    """Return notes on images without labels, and a warning of labels that every training image has."""
+    notes = [
+        f"{part}: {empty:,} of {len(found):,} images have none of the labels"
+        for part, found in labels.items()
+        if (empty := sum(not each for each in found))
+    ]
+    always = [name for label, name in enumerate(classes) if all(label in each for each in labels["train"])]
+    named = format_class_names(always, target="labels")
+    return notes, [f"every training image has {named}: it cannot be learned"] if always else []
 
 
 def _split_labels(value: Any, separator: str | None) -> tuple[str, ...] | None:
@@ -206,19 +216,31 @@ def _read_number_rows(
         stored.append(row[values.index(None)] if None in values else row)
     kept, notes = select_labelled(numbers, rows, stored, options, where)
     labels = {part: tuple(numbers[index] or () for index in indices) for part, indices in kept.items()}
-    for place, column in enumerate(cells):
-        trained = [each[place] for each in labels["train"]]
+    ranges, warnings = describe_numbers(tuple(cells), labels["train"], where)
+    names = tuple(map(normalize_class_name, cells))
+    require_known_classes(names, {}, where)
+    return LabelledRows(names, kept, labels, LabelVector("number", len(names)), [*notes, *ranges], warnings)
+
+
+def describe_numbers(names: Sequence[str], train: Sequence[Any], where: str) -> tuple[list[str], list[str]]:
+    """Return notes on the range of every number of training images, and a warning of numbers that look like labels.
+
+    Raises:
+        ToastError: All training images have the same number.
+    """
+    notes = []
+    for place, column in enumerate(names):
+        trained = [each[place] for each in train]
         if min(trained) == max(trained):
             raise ToastError(
                 f"{where}: all training images have the same number in column '{column}'.",
-                what_to_do="Add images with other numbers, or leave the column out of dataset.target_column.",
+                what_to_do="Add images with other numbers, or leave the column out.",
                 code="data.constant-number",
             )
         mean = math.fsum(trained) / len(trained)
         notes.append(f"train: {column} from {min(trained):g} to {max(trained):g}, {mean:.4g} on average")
-    names = tuple(map(normalize_class_name, cells))
-    require_known_classes(names, {}, where)
-    return LabelledRows(names, kept, labels, LabelVector("number", len(names)), notes)
+    looks_like_labels = len(names) > 1 and all(value in (0, 1) for each in train for value in each)
+    return notes, ["every number is 0 or 1: are they labels?"] if looks_like_labels else []
 
 
 def _parse_number(value: Any, index: int, column: str, make_error: MakeRowError) -> float | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from pydantic import Field
 
-from toast_cli.data.base import DataSet, DataSource
+from toast_cli.data.base import DataSet, DataSource, list_label_indices
 from toast_cli.data.split_names import SPLITS, parse_split_name
 from toast_cli.data.splits import (
     HeldOutSplitOptions,
@@ -19,9 +20,6 @@ from toast_cli.data.splits import (
     require_all_classes_in_train,
 )
 from toast_cli.utils.errors import UsageError
-
-if TYPE_CHECKING:
-    from toast_cli.data.python_split import PythonSplit
 
 WHERE = "the data"
 
@@ -53,7 +51,7 @@ SOURCE = DataSource(PythonDataOptions, refuse_to_open, "nothing on disk: images 
 class PythonData:
     """Images and labels given in Python: one list or `Dataset`, or a mapping of splits.
 
-    `classes` are the class names in order; None takes them from the data. Integer labels are indices of classes.
+    `classes` are the names of the classes, labels or numbers in order; None takes them from the data.
     """
 
     data: Any
@@ -68,26 +66,35 @@ class PythonData:
 
         Raises:
             UsageError: an item is not an image with a label, or a split has an unknown name.
-            ToastError: labels are not in the class map, or a class has no training image.
+            ToastError: labels are not in the class map, a class has no training image, or all numbers are the same.
         """
+        from toast_cli.data.labelled_rows import describe_numbers, describe_several_labels
+        from toast_cli.data.python_labels import index_labels
         from toast_cli.data.python_split import PythonSplit
 
         named = self._name_splits()
         given = {part: PythonSplit.from_items(items, f"{WHERE}, {part}") for part, items in named.items()}
         own = self.classes or _get_own_classes(named.get("train"))
-        classes = own or _find_classes(given)
-        splits: dict[str, Any] = {part: _index_labels(split, classes, part) for part, split in given.items()}
+        read = index_labels({part: split.given for part, split in given.items()}, own, WHERE)
+        splits: dict[str, Any] = {
+            part: replace(split, labels=read.labels[part], label_vector=read.vector) for part, split in given.items()
+        }
         if not isinstance(self.data, Mapping):
             made, notes = make_train_val_test_splits(splits["train"], options)
         elif "train" in splits:
             made, notes = complete_splits(splits, options, WHERE)
         else:  # only to be measured
-            return DataSet(classes, splits)
-        if own is None:
-            require_all_classes_in_train(made["train"], classes, WHERE)
-        elif missing := [name for label, name in enumerate(classes) if label not in made["train"].labels]:
-            notes.insert(0, f"train: no image of {format_class_names(missing)}")
-        return DataSet(classes, made, tuple(notes))
+            return DataSet(read.classes, splits, target=read.target)
+        warnings = list[str]()
+        about = list[str]()
+        if read.target == "number":
+            about, warnings = describe_numbers(read.classes, read.labels["train"], WHERE)
+        else:
+            about = _describe_missing_classes(made["train"], read.classes, own is not None)
+        if read.target == "labels":
+            counts, warnings = describe_several_labels(read.classes, read.labels)
+            about += counts
+        return DataSet(read.classes, made, (*about, *notes), tuple(warnings), target=read.target)
 
     def _name_splits(self) -> dict[str, Any]:
         """Return the splits by their names in toast."""
@@ -121,45 +128,15 @@ def _get_own_classes(data: Any) -> tuple[str, ...] | None:
     return normalize_class_names(found)
 
 
-def _find_classes(given: Mapping[str, PythonSplit]) -> tuple[str, ...]:
-    """Return the classes of a data set that has none of its own: the names in train, or a number for every index."""
-    from toast_cli.data.class_map import sort_class_names
-
-    labels = [label for split in given.values() for label in split.given]
-    numbers = [label for label in labels if isinstance(label, int)]
-    if len(numbers) == len(labels):
-        return tuple(map(str, range(max(numbers, default=-1) + 1)))
-    named = given["train"].given if "train" in given else labels
-    return sort_class_names({str(label) for label in named if not isinstance(label, int)})
-
-
-def _index_labels(split: PythonSplit, classes: tuple[str, ...], part: str) -> PythonSplit:
-    """Return the split with the class index of every sample.
+def _describe_missing_classes(train: Any, classes: Sequence[str], given: bool) -> list[str]:
+    """Return a note on classes without a training image, which are allowed only if classes are `given`.
 
     Raises:
-        UsageError: a label is not the index of a class, or some labels are numbers and others are names.
-        ToastError: a label is not the name of a class.
+        ToastError: none are given, and there is a single class or a class without a training image.
     """
-    from toast_cli.data.class_map import require_known_classes
-
-    kinds = {type(label) for label in split.given}
-    if len(kinds) > 1:
-        raise UsageError(
-            f"{WHERE}, {part}: some labels are integers and others are texts.",
-            what_to_do="Give either the indices of the classes or their names.",
-            code="data.invalid-label",
-        )
-    if kinds == {str}:
-        origin = "train" if part != "train" else "the classes"
-        require_known_classes(classes, {part: [str(label) for label in split.given]}, WHERE, origin)
-        place = {name: index for index, name in enumerate(classes)}
-        return replace(split, labels=tuple(place[str(label)] for label in split.given))
-    outside = [label for label in split.given if isinstance(label, int) and not 0 <= label < len(classes)]
-    if outside:
-        raise UsageError(
-            f"{WHERE}, {part}: the label {outside[0]} is not the index of a class.",
-            f"There are {len(classes)} classes, with the indices 0 to {len(classes) - 1}.",
-            "Count classes from 0, or give their names as labels.",
-            code="data.invalid-label",
-        )
-    return replace(split, labels=tuple(label for label in split.given if isinstance(label, int)))
+    if not given:
+        require_all_classes_in_train(train, classes, WHERE)
+        return []
+    present = set(chain.from_iterable(map(list_label_indices, train.labels)))
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    return [f"train: no image of {format_class_names(missing)}"] if missing else []

@@ -5,7 +5,7 @@ An image is a path, a PIL image, an array `[H, W]` or `[H, W, C]`, or a tensor `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toast_cli.data.base import Sample
-from toast_cli.data.class_map import normalize_class_name
+from toast_cli.data.base import Label, LabelVector, Sample
 from toast_cli.data.images.decode import open_image, to_upright_rgb
 from toast_cli.data.images.files import compute_file_stamp
+from toast_cli.data.python_labels import GivenLabel, read_given_label
 from toast_cli.utils.errors import ToastError, UsageError, describe_object
-
-GivenLabel = int | str
-"""A label as it is given: the index of a class, or its name."""
 
 CHANNELS = (1, 3, 4)
 
@@ -34,24 +31,26 @@ class PythonSplit:
         items: the list or the `Dataset`.
         indices: the index of every sample in `items`.
         given: the label of every sample as it is given.
-        labels: the class index of every sample.
+        labels: the class index, the label indices or the numbers of every sample.
         names: the path of every sample, or its number if it has none.
         paths: the file of every sample; None for an image.
         white: value of white in 16-bit images (`images.white`).
+        label_vector: what the labels become in a batch; None if every image has one class.
     """
 
     items: Any
     indices: tuple[int, ...]
     given: tuple[GivenLabel, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     names: tuple[str, ...]
     paths: tuple[str | None, ...]
     white: int | None = None
     has_masks: bool = False
+    label_vector: LabelVector | None = None
 
     @classmethod
     def from_items(cls, items: Any, where: str) -> PythonSplit:
-        """Return the split of all items, whose labels are read but not yet class indices.
+        """Return the split of all items, whose labels are read but not yet indices of classes.
 
         Raises:
             UsageError: there are no items, or one is not an image with a label.
@@ -119,7 +118,7 @@ class PythonSplit:
                 "Correct the data; images.on_error=skip leaves such images out and lists them.",
                 code="image.unreadable",
             ) from error
-        if (found := _to_label(label, f"item {number}")) != self.given[index]:
+        if (found := read_given_label(label, f"item {number}")) != self.given[index]:
             raise ToastError(
                 f"Item {number} of the data has the label {found!r}, and was recorded with the label "
                 f"{self.given[index]!r}.",
@@ -141,31 +140,12 @@ def _unpack(item: Any, where: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _to_label(label: Any, where: str) -> GivenLabel:
-    """Return a label as `int` or `str`; numbers of NumPy and PyTorch are converted.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    if getattr(label, "ndim", None) == 0 and hasattr(label, "item"):
-        label = label.item()
-    if isinstance(label, str):
-        return normalize_class_name(label)
-    if isinstance(label, int) and not isinstance(label, bool):
-        return label
-    raise UsageError(
-        f"Expected an integer or a text as the label of {where}, got {label!r}.",
-        what_to_do="Give the name of the class, or its index counted from 0.",
-        code="data.invalid-label",
-    )
-
-
 def _read_labels(items: Any, where: str) -> Iterator[GivenLabel]:
     """Yield the label of every item; without reading images if the data set has a list of its labels."""
     recorded = None if isinstance(items, list | tuple) else _find_recorded_labels(items)
     for index in range(len(items)):
         place = f"item {index} of {where}"
-        yield _to_label(recorded[index] if recorded else _unpack(items[index], place)[1], place)
+        yield read_given_label(recorded[index] if recorded else _unpack(items[index], place)[1], place)
 
 
 def _find_recorded_labels(dataset: Any) -> list[Any] | None:
@@ -176,9 +156,16 @@ def _find_recorded_labels(dataset: Any) -> list[Any] | None:
     found = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if found is None or getattr(dataset, "target_transform", None) is not None or not len(dataset):
         return None
-    found = found.tolist() if hasattr(found, "tolist") else found
-    usable = isinstance(found, list | tuple) and len(found) == len(dataset) and isinstance(found[0], int | str)
-    if not usable or _to_label(_unpack(dataset[0], "item 0")[1], "item 0") != _to_label(found[0], "item 0"):
+    if hasattr(found, "tolist") and getattr(found, "ndim", 1) == 1:
+        found = found.tolist()
+    if isinstance(found, str | Mapping) or not hasattr(found, "__getitem__") or len(found) != len(dataset):
+        return None
+    own = _unpack(dataset[0], "item 0")[1]
+    try:
+        same = read_given_label(own, "item 0") == read_given_label(found[0], "item 0")
+    except UsageError:  # they are something else, such as boxes
+        return None
+    if not same:
         return None
     return list(found)
 

@@ -50,9 +50,9 @@ TASK_BY_TARGET = {"class": "classification", "labels": "multilabel", "number": "
 
 _TARGET_NOUNS = {"class": "one class", "labels": "several labels", "number": "a number"}
 _TARGET_HINTS = {
-    "class": "Name the column with the class, dataset.label_column=NAME",
-    "labels": "Set dataset.label_separator or dataset.label_columns",
-    "number": "Set dataset.target_column",
+    "class": "Name the column with the class, dataset.label_column=NAME, or give one class per image in Python",
+    "labels": "Set dataset.label_separator or dataset.label_columns, or give lists of labels in Python",
+    "number": "Set dataset.target_column, or give floats in Python",
 }
 
 

@@ -96,6 +96,42 @@ def test_labels_are_names_or_indices() -> None:
     assert opened(numbers, ("cat", "dog", "emu")).notes[0] == "train: no image of class 'emu'"
 
 
+def test_an_image_may_have_several_labels() -> None:
+    names = [["cat", "dog"], ("dog",), set(), {"emu", "cat"}]
+    indices = [[1, 0], (np.int64(1),), [], {2, 0}]
+    vectors = [torch.tensor([1, 1, 0]), np.array([False, True, False]), np.zeros(3, int), [True, False, True]]
+    for labels, classes in ((names, None), (indices, ("cat", "dog", "emu")), (vectors, ("cat", "dog", "emu"))):
+        items = [(photograph(number), label) for number, label in enumerate(labels)]
+        data = opened({"train": items, "test": items[2:3]}, classes, val_fraction=0)
+        split: Any = data.splits["train"]
+        assert data.target == "labels" and data.classes == ("cat", "dog", "emu")
+        assert split.labels == ((0, 1), (1,), (), (0, 2)) and data.splits["test"].labels == ((),)  # type: ignore[attr-defined]
+        assert split.label_vector.encode(split.load(3).label).tolist() == [1, 0, 1]
+    many = opened([(photograph(number), ["cat", "dog"] if number % 2 else []) for number in range(40)])
+    held: Any = many.splits["val"]
+    assert held.labels.count((0, 1)) in (1, 2, 3) and "20 of 40 images have none" in many.notes[0]
+    with pytest.raises(ToastError, match=r"item 0 has names of labels, and item 2 has the name of a class"):
+        opened([(photograph(0), ["cat"]), (photograph(1), []), (photograph(2), "cat")])
+
+
+def test_a_label_may_be_a_number_or_several() -> None:
+    ages = [(photograph(number), float(number)) for number in range(20)]
+    data = opened(ages)
+    assert data.target == "number" and data.classes == ("number",) and set(data.splits) == {"train", "val", "test"}
+    both = [(image, np.array([age, age / 2], np.float32)) for image, age in ages]
+    data = opened({"train": both}, ("age", "weight"), val_fraction=0)
+    split: Any = data.splits["train"]
+    assert data.classes == ("age", "weight") and split.labels[3] == (3.0, 1.5)
+    assert split.label_vector.encode(split.load(3).label).tolist() == [3.0, 1.5]
+    items = Counting([(image, torch.tensor(age)) for image, age in ages])
+    items.targets = torch.arange(20.0)  # type: ignore[attr-defined]
+    assert opened(items).target == "number" and items.read == 1
+    items.targets = [{"boxes": []}] * 20  # type: ignore[attr-defined]
+    assert opened(items).target == "number" and items.read == 22
+    zeros = [(image, [float(number % 2), 0.0 + (number % 3 == 0)]) for number, (image, _) in enumerate(ages)]
+    assert opened(zeros, ("a", "b")).warnings == ("every number is 0 or 1: are they labels?",)
+
+
 def test_a_data_set_with_targets_is_not_read_to_learn_its_labels(tmp_path: Path) -> None:
     for number in range(8):
         put(tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png", number)
@@ -138,8 +174,22 @@ class Endless(IterableDataset[Any]):
         ((pair for pair in pairs()), None, "data.not-indexable"),
         ([photograph(1)], None, "data.not-a-pair"),
         ([{"image": photograph(1), "label": 0}], None, "data.not-a-pair"),
-        ([(photograph(1), 1.5)], None, "data.invalid-label"),
-        ([(photograph(1), [0, 1])], None, "data.invalid-label"),
+        ([(photograph(1), True)], None, "data.invalid-label"),
+        ([(photograph(1), {0.5, 1.5})], None, "data.invalid-label"),
+        ([(photograph(1), [0, "a"])], None, "data.invalid-label"),
+        ([(photograph(1), float("nan"))], None, "data.invalid-label"),
+        ([(photograph(1), 1.5), (photograph(2), 1.5)], None, "data.constant-number"),
+        ([(photograph(1), (1.5, 2.0)), (photograph(2), (2.5, 3.0))], None, "data.invalid-label"),
+        ([(photograph(1), (1.5, 2.0)), (photograph(2), (2.5,))], ("a", "b"), "data.invalid-label"),
+        ([(photograph(1), np.array([0, 2]))], ("a", "b", "c"), "data.invalid-label"),
+        ([(photograph(1), np.array([0, 1]))], None, "data.invalid-label"),
+        ([(photograph(1), np.array([0, 1]))], ("a", "b", "c"), "data.invalid-label"),
+        ([(photograph(1), [0, 1, 1])], ("a", "b", "c"), "data.invalid-label"),
+        ([(photograph(1), [0, 3])], ("a", "b", "c"), "data.invalid-label"),
+        ([(photograph(1), ["a"]), (photograph(2), "b")], None, "data.invalid-label"),
+        ([(photograph(1), []), (photograph(2), [])], None, "data.too-few-classes"),
+        ({"train": [], "test": [(photograph(1), 0.5)]}, None, "data.no-images"),
+        ({"train": [(photograph(1), ["a"])], "test": pairs()}, None, "data.invalid-label"),
         ([(photograph(1), 0), (photograph(2), "a")], None, "data.invalid-label"),
         ([(photograph(1), -1), (photograph(2), 0)], None, "data.invalid-label"),
         ([(photograph(1), 2), (photograph(2), 0)], ("a", "b"), "data.invalid-label"),

@@ -49,6 +49,21 @@ def test_a_run_of_given_data_is_a_run_like_any_other(tmp_path: Path, pairs: Pair
     assert toast_cli.evaluate(done.run, {"test": some}, device="cpu")["test"]["images"] == 3
 
 
+def test_the_labels_choose_the_task(tmp_path: Path, pairs: Pairs) -> None:
+    several = [(image, [label, "pet"] if number % 3 else []) for number, (image, label) in enumerate(pairs)]
+    done = tuned(tmp_path / "labels", several, training={"epochs": 1})
+    assert done.model.classes == ("cat", "dog", "pet")
+    assert toast_cli.evaluate(done.run, several, device="cpu")["test"] == done.results["test"]
+    assert toast_cli.evaluate(done.run, {"test": several[:3]}, device="cpu")["test"]["images"] == 3
+    with pytest.raises(UsageError) as refused:
+        toast_cli.evaluate(done.run, {"test": pairs}, device="cpu")
+    assert refused.value.code == "task.unfit-data"
+    ages = [(image, number / 2) for number, (image, _) in enumerate(pairs)]
+    done = tuned(tmp_path / "number", ages, training={"epochs": 1}, classes=["age"])
+    assert done.model.classes == ("age",) and "mae" in done.results["test"]
+    assert toast_cli.evaluate(done.run, ages, device="cpu")["test"] == done.results["test"]
+
+
 @pytest.mark.e2e
 def test_commands_take_what_was_tuned_and_saved_in_python(tmp_path: Path, pairs: Pairs) -> None:
     done = tuned(tmp_path / "run", pairs)
