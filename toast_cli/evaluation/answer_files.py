@@ -6,22 +6,27 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from toast_cli.data.base import get_image_folders
 from toast_cli.data.splits import get_split_hash
 from toast_cli.evaluation.class_metrics import (
     compute_calibration,
     compute_class_metrics,
+    compute_label_metrics,
     compute_pixel_class_metrics,
     count_confusions,
     iterate_confusion_rows,
 )
 from toast_cli.evaluation.open_run import RunRequest
+from toast_cli.evaluation.prediction.answers import round_number
+from toast_cli.evaluation.prediction.table import LABEL_SEPARATOR
 from toast_cli.tasks.base import Target
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.utils.files import remove_file, write_json
 from toast_cli.utils.formatting import write_csv
 from toast_cli.utils.hashing import hash_json
-from toast_cli.utils.names import to_file_name
+from toast_cli.utils.names import make_names_unique, to_file_name
 from toast_cli.visualize.answer_figures import draw_confusion, draw_reliability
 from toast_cli.visualize.figure_output import save_figure
 from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, find_free_name
@@ -71,9 +76,24 @@ def _write_pixel_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
     yield _save(draw_confusion(counts, answers.classes, what, shares=True), folder / CONFUSION_FIGURE)
 
 
+def _write_label_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
+    """Write the files of a model with several labels per sample, and yield their names."""
+    write_csv(folder / PREDICTIONS_FILE, iterate_label_rows(answers))
+    yield PREDICTIONS_FILE
+    yield _write_metrics(compute_label_metrics(answers), folder)
+
+
+def _write_number_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
+    """Write the file of a model with numbers per sample, and yield its name."""
+    write_csv(folder / PREDICTIONS_FILE, iterate_number_rows(answers))
+    yield PREDICTIONS_FILE
+
+
 WRITERS: Mapping[Target, Callable[[SplitAnswers, Path], Iterator[str]]] = {
     "class": _write_class_files,
     "pixels": _write_pixel_files,
+    "labels": _write_label_files,
+    "number": _write_number_files,
 }
 """By target, the function that writes the files of the answers and yields their names."""
 
@@ -87,12 +107,39 @@ def iterate_prediction_rows(answers: SplitAnswers) -> Iterator[list[Any]]:
         yield [answers.get_sample_name(index), answers.classes[label], answers.classes[chosen], share]
 
 
+def iterate_label_rows(answers: SplitAnswers) -> Iterator[list[Any]]:
+    """Yield the rows of the table of predictions of several labels, with a header."""
+    yield make_names_unique(["file", "labels", "choices", *(f"p_{name}" for name in answers.classes)])
+    columns = (answers.columns[name] for name in ("index", "label", "chosen", "probability"))
+    for index, label, chosen, probability in zip(*columns, strict=True):
+        names = (
+            LABEL_SEPARATOR.join(name for name, holds in zip(answers.classes, given, strict=True) if holds)
+            for given in (label, chosen)
+        )
+        yield [answers.get_sample_name(int(index)), *names, *(f"{value:.6f}" for value in probability.tolist())]
+
+
+def iterate_number_rows(answers: SplitAnswers) -> Iterator[list[Any]]:
+    """Yield the rows of the table of predicted numbers, with a header. An error is the prediction minus the number."""
+    yield make_names_unique(
+        ["file", *(column for name in answers.classes for column in (name, f"predicted_{name}", f"error_{name}"))]
+    )
+    columns = (answers.columns[name] for name in ("index", "label", "predicted"))
+    for index, label, predicted in zip(*columns, strict=True):
+        cells = np.stack([label, predicted, predicted - label], axis=1).ravel()
+        yield [answers.get_sample_name(int(index)), *map(round_number, cells.tolist())]
+
+
 def _write_class_tables(answers: SplitAnswers, metrics: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    rows = ([f"{value:.6f}" if isinstance(value, float) else value for value in row.values()] for row in metrics)
-    write_csv(folder / CLASSES_FILE, [list(metrics[0]), *rows])
-    yield CLASSES_FILE
+    yield _write_metrics(metrics, folder)
     write_csv(folder / CONFUSION_FILE, iterate_confusion_rows(answers, MAX_MATRIX_CLASSES))
     yield CONFUSION_FILE
+
+
+def _write_metrics(metrics: list[dict[str, Any]], folder: Path) -> str:
+    rows = ([f"{value:.6f}" if isinstance(value, float) else value for value in row.values()] for row in metrics)
+    write_csv(folder / CLASSES_FILE, [list(metrics[0]), *rows])
+    return CLASSES_FILE
 
 
 def _save(figure: Any, path: Path) -> str:

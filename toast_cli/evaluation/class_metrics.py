@@ -72,6 +72,23 @@ def compute_pixel_class_metrics(answers: SplitAnswers) -> list[dict[str, Any]]:
     )
 
 
+def compute_label_metrics(answers: SplitAnswers) -> list[dict[str, Any]]:
+    """Return the counts, the metrics and the threshold of each of several labels. An undefined metric is None."""
+    label, chosen = answers.columns["label"], answers.columns["chosen"]
+    support, predicted, correct = label.sum(axis=0), chosen.sum(axis=0), (label & chosen).sum(axis=0)
+    return _build_rows(
+        answers.classes,
+        "label",
+        support=support,
+        predicted=predicted,
+        correct=correct,
+        precision=_divide(correct, predicted),
+        recall=_divide(correct, support),
+        f1=_divide(2 * correct, support + predicted),
+        threshold=np.array(answers.thresholds),
+    )
+
+
 def iterate_confusion_rows(answers: SplitAnswers, most: int) -> Iterator[list[Any]]:
     """Yield the rows of a table of confusions, with a header.
 
@@ -122,9 +139,9 @@ def _divide(values: np.ndarray, by: np.ndarray) -> np.ndarray:
     return np.divide(values, by, out=np.full(len(by), np.nan), where=by > 0)
 
 
-def _build_rows(classes: tuple[str, ...], **columns: np.ndarray) -> list[dict[str, Any]]:
+def _build_rows(classes: tuple[str, ...], heading: str = "class", /, **columns: np.ndarray) -> list[dict[str, Any]]:
     lists = {name: [None if value != value else value for value in column.tolist()] for name, column in columns.items()}
     return [
-        {"class": name, **dict(zip(lists, row, strict=True))}
+        {heading: name, **dict(zip(lists, row, strict=True))}
         for name, *row in zip(classes, *lists.values(), strict=True)
     ]

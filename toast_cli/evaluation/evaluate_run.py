@@ -36,12 +36,12 @@ def evaluate_run(
     """Return the metrics of a saved model on a split, or on every split together (`all`), with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
-    `on_answers` receives the model's answers to the split; `require_classes` refuses a model that gives none. With
-    `flips`, the scores of every image are averaged with those of its mirror image.
+    `on_answers` receives the model's answers to the split; `require_classes` refuses a model without a class per
+    image or pixel. With `flips`, the scores of every image are averaged with those of its mirror image.
 
     Raises:
         UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid,
-            the model does not answer with classes, or it cannot be used with `flips`.
+            the model has no class per image or pixel, or it cannot be used with `flips`.
         ToastError: the data set has classes that the model does not know, or the run or its data cannot be loaded.
     """
     run, split = open_run(request), request.split
@@ -94,9 +94,9 @@ def evaluate_run(
 
 
 def make_no_classes_error(run: OpenedRun) -> UsageError:
-    """Return the error about a report on a model that does not answer with classes."""
+    """Return the error about a report on a model without a class per image or pixel."""
     return UsageError(
-        f"A report needs a model that answers with classes, and {run.request.path} is a run of the task "
+        f"A report needs a model with one class per image or pixel, and {run.request.path} is a run of the task "
         f"'{run.recipe.task.name}'.",
         what_to_do="Leave --report out.",
         code="task.no-classes",

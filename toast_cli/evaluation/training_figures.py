@@ -56,7 +56,7 @@ class TrainingFigures(RunFigures):
         if samples is None or preprocessing is None or get_split_kind(samples) == "stream":
             return {}
         pictures = {}
-        if answers is not None and (mistakes := list(_load_mistakes(answers))):
+        if answers is not None and answers.target == "class" and (mistakes := list(_load_mistakes(answers))):
             pictures["worst_mistakes"] = _to_image(draw_mistakes(mistakes, f"Worst mistakes, {split} split"))
         if session.model.backbone.has_attention and not session.recipe.training.shard:
             pictures["attention"] = _draw_attention(session, split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
@@ -19,6 +19,7 @@ from toast_cli.data.splits import format_class_names
 from toast_cli.model.mirror_average import average_with_mirror
 from toast_cli.model.model import Model
 from toast_cli.tasks.base import Meter, Objective, Target
+from toast_cli.tasks.multilabel import THRESHOLD
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session
@@ -27,28 +28,25 @@ from toast_cli.utils.constants import IGNORE_INDEX
 
 
 class SamplePredictions:
-    """The label, the predicted class and its probability of every sample; empty if the task predicts no class.
+    """The label and the answer of every sample, in columns (see `describe_batch`); empty for other targets.
 
-    A probability is NaN if the task has no class scores. For a task with a class per pixel, `confusion` has the counts
-    of pixels `[labelled, predicted]` over all processes. `names` has the names of streamed samples by their index.
+    For a task with a class per pixel, `confusion` has the counts of pixels `[labelled, predicted]` over all processes.
+    `names` has the names of streamed samples by their index.
     """
 
     def __init__(self) -> None:
         self.confusion: np.ndarray | None = None
         self.names: dict[int, str] = {}
-        self._batches: list[tuple[np.ndarray, ...]] = []
+        self._batches: list[dict[str, np.ndarray]] = []
 
     def add(self, objective: Objective, outputs: Tensor, batch: dict[str, Any]) -> None:
         """Add the predictions of a batch, without samples whose label is ignored."""
-        chosen = objective.predict_classes(outputs) if objective.target == "class" else None
-        if chosen is None:
+        columns = describe_batch(objective, outputs, batch)
+        if not columns:
             return
-        kept = batch["label"] != IGNORE_INDEX
-        probability = torch.full(chosen.shape, torch.nan)
-        if objective.class_scores:
-            probability = objective.compute_scores(outputs).gather(-1, chosen[:, None])[:, 0]
-        columns = (batch["index"], batch["label"], chosen, probability)
-        self._batches.append(tuple(column[kept.to(column.device)].cpu().numpy() for column in columns))
+        label = batch["label"]
+        kept = ~label.isnan().any(-1) if label.is_floating_point() else label != IGNORE_INDEX
+        self._batches.append({name: each[kept.to(each.device)].cpu().numpy() for name, each in columns.items()})
 
     def merge(self, other: SamplePredictions) -> None:
         """Add the predictions of another process."""
@@ -56,13 +54,40 @@ class SamplePredictions:
         self.names |= other.names
 
     def get_columns(self) -> dict[str, np.ndarray]:
-        """Return `index`, `label`, `chosen` and `probability` of the samples by index; empty without predictions."""
+        """Return the columns of the samples by index; empty without predictions."""
         if not self._batches:
             return {}
-        columns = [np.concatenate(parts) for parts in zip(*self._batches, strict=True)]
-        order = columns[0].argsort(kind="stable")
-        names = ("index", "label", "chosen", "probability")
-        return {name: column[order] for name, column in zip(names, columns, strict=True)}
+        order = np.concatenate([batch["index"] for batch in self._batches]).argsort(kind="stable")
+        return {name: np.concatenate([batch[name] for batch in self._batches])[order] for name in self._batches[0]}
+
+
+def describe_batch(objective: Objective, outputs: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the columns of a batch, whose first dimension is the samples; none for pixels and texts.
+
+    All have the `index` of each sample. For a class per sample, `label` and `chosen` are classes, and `probability` is
+    that of the chosen one, NaN if the task has no class scores. For labels, these have a value per label: whether the
+    sample has it, whether it is chosen, and its probability. For numbers, `label` and `predicted` have a value each.
+    """
+    if objective.target == "number":
+        return {"index": batch["index"], "label": batch["label"], "predicted": objective.compute_scores(outputs)}
+    if objective.target == "labels":
+        label, probability = batch["label"] > 0, objective.compute_scores(outputs)
+        given = probability >= probability.new_tensor(list_thresholds(objective, label.shape[-1]))
+        return {"index": batch["index"], "label": label, "chosen": given, "probability": probability}
+    chosen = objective.predict_classes(outputs) if objective.target == "class" else None
+    if chosen is None:
+        return {}
+    probability = torch.full(chosen.shape, torch.nan)
+    if objective.class_scores:
+        probability = objective.compute_scores(outputs).gather(-1, chosen[:, None])[:, 0]
+    return {"index": batch["index"], "label": batch["label"], "chosen": chosen, "probability": probability}
+
+
+def list_thresholds(objective: Objective, count: int) -> list[float]:
+    """Return the probability from which each of `count` labels is given; empty if the answers are not labels."""
+    if objective.target != "labels":
+        return []
+    return objective.describe_outputs().get("thresholds", [THRESHOLD] * count)
 
 
 @dataclass(frozen=True)
@@ -70,15 +95,15 @@ class SplitAnswers:
     """The answers of a model to a split of a data set, for tables and pictures.
 
     Attributes:
-        target: what the model answers: one class per sample, or per pixel.
+        target: what the model answers: one class per sample or per pixel, several labels, or numbers.
         data: the options of the data source, and `data_dir`.
         split: the name of the split.
         samples: the split.
-        classes: the names of the classes.
-        columns: by name, a value per sample: its `index` in the split, its `label`, the class `chosen` and the
-            `probability` of that class (NaN if the task has none). Empty if the target is not a class per sample.
+        classes: the names of the classes, labels or numbers.
+        columns: by name, a value or a row per sample, see `describe_batch`. Empty if the target is a class per pixel.
         confusion: the number of pixels `[labelled, predicted]`; None if the target is not a class per pixel.
         names: the names of samples by index, if the split itself has none.
+        thresholds: the probability from which each label is given, if the target is labels.
     """
 
     target: Target
@@ -89,6 +114,7 @@ class SplitAnswers:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     confusion: np.ndarray | None = None
     names: Mapping[int, str] = field(default_factory=dict)
+    thresholds: Sequence[float] = ()
 
     def get_sample_name(self, index: int) -> str:
         """Return the name of a sample, such as its file; of one without a name, its index."""
@@ -101,14 +127,19 @@ def answers_with_classes(objective: Objective) -> bool:
     return objective.target == "class" or (objective.target == "pixels" and objective.class_scores)
 
 
+def can_collect_answers(objective: Objective) -> bool:
+    """Return whether the answers of a model can be collected: classes, labels or numbers."""
+    return objective.target in ("labels", "number") or answers_with_classes(objective)
+
+
 AnswersCallback = Callable[[SplitAnswers], None]
-"""A function that receives the answers to a split, in the first process, if the model answers with classes."""
+"""A function that receives the answers to a split, in the first process, if they can be collected."""
 
 
 def collect_answers(
     session: Session, split: str, samples: Split, predictions: SamplePredictions
 ) -> SplitAnswers | None:
-    """Return the answers of all processes to a split; None if the model answers with something else than classes.
+    """Return the answers of all processes to a split; None for a task whose answers are not collected, such as texts.
 
     `split` is the name of the `samples`.
 
@@ -128,6 +159,7 @@ def collect_answers(
         columns,
         merged.confusion,
         merged.names,
+        list_thresholds(session.model.objective, len(data.classes)),
     )
 
 

@@ -23,7 +23,7 @@ from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
     SplitAnswers,
-    answers_with_classes,
+    can_collect_answers,
     collect_answers,
     evaluate_model,
     report_skipped_samples,
@@ -230,7 +230,7 @@ def evaluate_test_split(
         return {"test": None}
     predictions.names |= getattr(test, "names", {})
     answers = collect_answers(session, "test", session.data.splits["test"], predictions)
-    if answers is not None and answers.columns:
+    if answers is not None and answers.target == "class":
         run.folder.write_answers(format_answers_record(answers))
     if answers is not None and on_answers is not None and session.accelerator.is_main_process:
         on_answers(answers)
@@ -240,7 +240,7 @@ def evaluate_test_split(
 def collect_validation_answers(run: Run, on_answers: AnswersCallback) -> None:
     """Pass the selected model's answers to the validation split to `on_answers`. This takes a pass over the split."""
     session, predictions = run.session, SamplePredictions()
-    if not answers_with_classes(session.model.objective):
+    if not can_collect_answers(session.model.objective):
         return
     batches = session.make_loader("val")  # not that of the training, which may leave out cached images
     tracked = run.reporter.track_progress(batches, len(batches), "validation")

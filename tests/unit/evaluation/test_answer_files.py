@@ -62,6 +62,38 @@ def test_classes_of_pixels_have_tables_and_a_picture(tmp_path: Path) -> None:
     assert "IoU" in page and "mistakes" not in page
 
 
+def test_labels_have_a_column_each_and_numbers_their_errors(tmp_path: Path) -> None:
+    columns = {
+        "index": np.arange(2),
+        "label": np.array([[True, True, False], [False, False, False]]),
+        "chosen": np.array([[True, False, False], [True, False, False]]),
+        "probability": np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.4]], dtype=np.float32),
+    }
+    labels = replace(ANSWERS, target="labels", columns=columns, classes=("=a", "ü", "c"), thresholds=(0.5, 0.25, 0.5))
+    assert write_answer_files(labels, tmp_path) == ["predictions.csv", "per_class.csv"]
+    assert read(tmp_path / "predictions.csv") == [
+        ["file", "labels", "choices", "p_=a", "p_ü", "p_c"],
+        ["x,1.jpg", "'=a|ü", "'=a", "0.900000", "0.100000", "0.200000"],
+        ["'+2.jpg", "", "'=a", "0.800000", "0.300000", "0.400000"],
+    ]
+    assert read(tmp_path / "per_class.csv") == [
+        ["label", "support", "predicted", "correct", "precision", "recall", "f1", "threshold"],
+        ["'=a", "1", "2", "1", "0.500000", "1.000000", "0.666667", "0.500000"],
+        ["ü", "1", "0", "0", "", "0.000000", "0.000000", "0.250000"],
+        ["c", "0", "0", "0", "", "", "", "0.500000"],
+    ]
+    numbers = np.array([[31.5, 2.0], [40.0, np.nan]], dtype=np.float32)
+    columns = {"index": np.arange(2), "label": np.array([[31.0, 4.0], [42.0, 1.0]]), "predicted": numbers}
+    assert write_answer_files(
+        replace(ANSWERS, target="number", columns=columns, classes=("age", "file")), tmp_path
+    ) == ["predictions.csv"]
+    assert read(tmp_path / "predictions.csv") == [
+        ["file", "age", "predicted_age", "error_age", "file-2", "predicted_file", "error_file"],
+        ["x,1.jpg", "31.0", "31.5", "0.5", "4.0", "2.0", "-2.0"],
+        ["'+2.jpg", "42.0", "40.0", "-2.0", "1.0", "", ""],
+    ]
+
+
 def chosen_folder(answers: SplitAnswers, run: Path, out: Path | None = None, alpha: float | None = None) -> Path:
     folder, digest = choose_evaluation_folder(answers, RunRequest(run, alpha=alpha), None, out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import torch
 
 from tests.layouts import put
 from tests.unit.evaluation.answers import answers_of
+from toast_cli.evaluation.answer_files import write_answer_files
+from toast_cli.evaluation.evaluate_run import evaluate_run
+from toast_cli.evaluation.open_run import RunRequest
+from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.tasks.classification import Classification, ClassificationOptions
 from toast_cli.training.evaluate import SamplePredictions, SplitAnswers
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import format_answers_record, tune_model
 from toast_cli.utils.constants import IGNORE_INDEX
+from toast_cli.utils.errors import UsageError
 
 
 def predictions(
@@ -76,3 +83,76 @@ def test_answers_are_of_the_test_split_and_without_one_of_validation(tmp_path: P
     assert record["chosen"] == answers.columns["chosen"].tolist()
     assert record["probability"] == pytest.approx(answers.columns["probability"].tolist(), abs=1e-6)
     assert tuned(tmp_path / "pets", tmp_path / "untested", test=False) == []
+
+
+def write_table(root: Path, columns: str, cells: list[str]) -> Path:
+    rows = [f"path,split,{columns}"]
+    for number, cell in enumerate(cells):
+        put(root / f"{number}.jpg", number)
+        rows.append(f"{number}.jpg,{('train', 'train', 'val', 'test')[number % 4]},{cell}")
+    (root / "t.csv").write_text("\n".join(rows) + "\n")
+    return root / "t.csv"
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "cells"),
+    [
+        ({"label_columns": ["indoor", "cute"]}, "indoor,cute", ["1,0", "0,1", "1,1", "0,1"] * 3),
+        ({"target_column": ["age", "size"]}, "age,size", [f"{20 + number},{number / 8}" for number in range(12)]),
+    ],
+    ids=["labels", "numbers"],
+)
+def test_labels_and_numbers_leave_their_answers_after_tuning_and_evaluation(
+    fields: dict[str, Any], columns: str, cells: list[str], tmp_path: Path
+) -> None:
+    dataset = {"name": "table", "path": str(write_table(tmp_path, columns, cells)), "split_column": "split", **fields}
+    (answers,) = tuned(tmp_path, tmp_path / "run", dataset=dataset)
+    write_answer_files(answers, tmp_path / "run")
+    assert not (tmp_path / "run/test_answers.json").exists()
+    rows, names = read(tmp_path / "run/predictions.csv"), columns.split(",")
+    assert sorted(row["file"] for row in rows) == ["11.jpg", "3.jpg", "7.jpg"]
+    results = json.loads((tmp_path / "run/results.json").read_text())["test"]
+    if answers.target == "labels":
+        per_label = read(tmp_path / "run/per_class.csv")
+        assert {row["labels"] for row in rows} == {"cute"}
+        for name, found in zip(names, per_label, strict=True):
+            likely = [float(row[f"p_{name}"]) >= float(found["threshold"]) for row in rows]
+            assert [name in row["choices"].split("|") for row in rows] == likely
+        assert float(per_label[names.index("cute")]["f1"]) == pytest.approx(results["label_f1"]["cute"], abs=1e-6)
+    else:
+        assert {row["file"]: row["age"] for row in rows} == {"3.jpg": "23.0", "7.jpg": "27.0", "11.jpg": "31.0"}
+        for name in names:
+            errors = [float(row[f"error_{name}"]) for row in rows]
+            assert errors == pytest.approx(
+                [float(row[f"predicted_{name}"]) - float(row[name]) for row in rows], abs=1e-3
+            )
+            assert np.mean(np.abs(errors)) == pytest.approx(results["number_mae"][name], rel=1e-4)
+    again: list[SplitAnswers] = []
+    evaluate_run(RunRequest(tmp_path / "run"), Reporter(), on_answers=again.append)
+    for name, column in answers.columns.items():
+        np.testing.assert_allclose(again[0].columns[name], column, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="one class per image"):
+        evaluate_run(RunRequest(tmp_path / "run"), Reporter(), require_classes=True)
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_labels_and_numbers_are_merged_over_processes_without_what_is_left_out(task: str) -> None:
+    raw = {"backbone": "vit_demo_3", "dataset": "demo", "method": "linear", "task": task}
+    objective = build_model(build_recipe(raw, {}, origin="a test"), ("a", "b")).objective
+    first, second = SamplePredictions(), SamplePredictions()
+    for found, index, label, outputs in (
+        (first, [5, 6], [[1.0, 0.0], [math.nan] * 2], [[2.0, -1.0], [0.0, 0.0]]),
+        (second, [2], [[0.0, 1.0]], [[3.0, 4.0]]),
+    ):
+        batch = {"index": torch.tensor(index), "label": torch.tensor(label)}
+        found.add(objective, torch.tensor(outputs), batch)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    columns = {name: column.tolist() for name, column in first.get_columns().items()}
+    assert columns["index"] == [2, 5] and columns["label"] == [[0, 1], [1, 0]]
+    assert columns.get("chosen") == ([[True, True], [True, False]] if task == "multilabel" else None)
+    assert columns.get("predicted") == ([[3, 4], [2, -1]] if task == "regression" else None)
