@@ -210,7 +210,7 @@ def build_classification(
             "Choose another metric.",
             code="task.undefined-metric",
         )
-    weights = _order_weights(options.class_weights, classes)
+    weights = order_class_weights(options.class_weights, classes)
 
     if options.head == "own":
         if backbone.classifier is None:
@@ -255,7 +255,7 @@ def sum_focal_loss(
     return (terms if weights is None else terms * weights).sum()
 
 
-def _order_weights(given: str | Mapping[str, float] | None, classes: tuple[str, ...]) -> Tensor | None:
+def order_class_weights(given: str | Mapping[str, float] | None, classes: tuple[str, ...]) -> Tensor | None:
     """Return weights by class name in the order of the classes; None if they are not given by name.
 
     Raises:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from toast_cli.tasks.base import EpochSelection, Meter, Objective, SampleMeasure, Task
+from toast_cli.tasks.classification import order_class_weights
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.constants import NOTHING_TO_MEASURE
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +36,12 @@ class MultilabelOptions(NamedOptions):
     name: Literal["multilabel"] = Field("multilabel", description="the task")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, examples=[0.1], description="targets in training are moved towards 0.5 by this share"
+    )
+    class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = Field(
+        None,
+        examples=["balanced", {"rare": 5.0}],
+        description="weights of the images that have a label, in the loss of training; balanced: images without the "
+        "label divided by images with it; or a weight by label name, 1 for those left out",
     )
     thresholds: Literal["f1", "half"] = Field(
         "f1",
@@ -157,6 +164,8 @@ class Multilabel(Objective):
         self.head = head
         self.classes = classes
         self.options = options
+        self.positive_weights = order_class_weights(options.class_weights, classes)
+        """Weight of an image that has the label, against one that lacks it, `[labels]`; None if all weights are 1."""
         self.calibrates = options.thresholds == "f1"
 
     @property
@@ -172,10 +181,33 @@ class Multilabel(Objective):
         """Return the number of images that are not left out."""
         return int((~batch["label"][:, 0].isnan()).sum())
 
+    def fit_to_labels(self, labels: Sequence[Any] | None) -> None:
+        """Compute balanced weights: (N - n) / n for a label that n of N images have, 1 for one that none has."""
+        if self.options.class_weights != "balanced":
+            return
+        if labels is None:
+            raise UsageError(
+                "task.class_weights=balanced needs the labels of every training image before the first step.",
+                "The images are streamed, so their labels are only known once they have been read.",
+                "Give the weights by name: task.class_weights={NAME: WEIGHT}.",
+                code="task.unknown-class-counts",
+            )
+        import torch
+
+        rows = torch.as_tensor(labels, dtype=torch.float32)
+        rows = rows[~rows[:, 0].isnan()]
+        having = rows.sum(0)
+        self.positive_weights = torch.where(having > 0, (len(rows) - having) / having.clamp_min(1), 1.0)
+
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Return the binary cross-entropy of logits `[B, labels]`, averaged over labels and summed over images."""
-        known = ~batch["label"][:, 0].isnan()
-        return compute_label_loss(outputs[known], batch["label"][known], self.options.label_smoothing)
+        known, weights = ~batch["label"][:, 0].isnan(), self.positive_weights
+        return compute_label_loss(
+            outputs[known],
+            batch["label"][known],
+            self.options.label_smoothing,
+            None if weights is None else weights.to(outputs.device),
+        )
 
     def compute_scores(self, outputs: Tensor) -> Tensor:
         """Return the probability of every label, `[B, labels]`."""
@@ -211,12 +243,18 @@ class Multilabel(Objective):
         return describe_thresholds(self.classes, chosen)
 
 
-def compute_label_loss(outputs: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the binary cross-entropy of logits `[B, labels]`, averaged over labels and summed over images."""
+def compute_label_loss(
+    outputs: Tensor, labels: Tensor, smoothing: float = 0.0, positive_weights: Tensor | None = None
+) -> Tensor:
+    """Return the binary cross-entropy of logits `[B, labels]`, averaged over labels and summed over images.
+
+    The terms of images that have a label are multiplied by its weight `[labels]`.
+    """
     from torch.nn import functional as F
 
     target = labels.float() * (1 - smoothing) + smoothing / 2
-    return F.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none").mean(-1).sum()
+    terms = F.binary_cross_entropy_with_logits(outputs.float(), target, reduction="none", pos_weight=positive_weights)
+    return terms.mean(-1).sum()
 
 
 def choose_threshold(scores: Tensor, labels: Tensor) -> float | None:

@@ -69,7 +69,8 @@ def describe_small_validation(metrics: Mapping[str, Any] | None, epochs: int) ->
     low, high = interval
     return [
         f"val: {metrics['images']:,} images are too few to choose an epoch by: the 95% interval of the accuracy is "
-        f"{low:.1%} to {high:.1%}, {100 * (high - low):.0f} points wide."
+        f"{low:.1%} to {high:.1%}, {100 * (high - low):.0f} points wide. Set dataset.val_fraction higher, or "
+        "task.select=loss, which is less noisy."
     ]
 
 

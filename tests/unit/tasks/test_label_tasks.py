@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import toast_cli
 from tests.layouts import photograph
@@ -73,6 +74,20 @@ def test_average_precision_and_f1_are_as_written_out_also_from_two_processes(cou
     assert found["f1"] == pytest.approx(np.mean(f1), abs=1e-6)
     assert found["micro_f1"] == pytest.approx(2 * (given & truth).sum() / (given.sum() + truth.sum()), abs=1e-6)
     assert found["images"] == 59
+
+
+def test_weighted_labels_count_as_torch_weighs_them() -> None:
+    rows = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float32)
+    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    for given, expected in (("balanced", [1 / 3, 1.0, 1.0]), ({"ra\u0308re": 5.0}, [1.0, 1.0, 5.0])):
+        objective = model_of("multilabel", NAMES, class_weights=given).objective
+        objective.fit_to_labels([*rows.tolist(), [float("nan")] * 3])
+        theirs = F.binary_cross_entropy_with_logits(outputs, rows, pos_weight=torch.tensor(expected))
+        torch.testing.assert_close(objective.loss(outputs, {"label": rows}) / 4, theirs)
+    with pytest.raises(UsageError, match="no class of that name"):
+        model_of("multilabel", NAMES, class_weights={"gone": 2.0})
+    with pytest.raises(UsageError, match="streamed"):
+        model_of("multilabel", NAMES, class_weights="balanced").objective.fit_to_labels(None)
 
 
 def test_a_threshold_has_the_largest_f1_of_all() -> None:
