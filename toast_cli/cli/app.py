@@ -79,16 +79,16 @@ app = typer.Typer(
 )
 app.command("demo")(run_demo)
 app.command("pretune")(run_pretune)
-app.command(
-    "tune",
-    short_help="Adapt a frozen backbone to a data set (other names: train, fit).",
-    epilog=_format_examples(
-        "toast tune --backbone vit_b16 --dataset folder:pets",
-        "toast tune --init-from runs/pets-vit_b16-toast-seed0 --dataset folder:more-pets --lr 0.0005",
-    ),
-)(run_tune)
-for alias in ("train", "fit"):
-    app.command(alias, hidden=True)(run_tune)
+for name in ("tune", "train", "fit"):
+    app.command(
+        name,
+        hidden=name != "tune",
+        short_help="Adapt a frozen backbone to a data set (other names: train, fit).",
+        epilog=_format_examples(
+            "toast tune --backbone vit_b16 --dataset folder:pets",
+            "toast tune --init-from runs/pets-vit_b16-toast-seed0 --dataset folder:more-pets --lr 0.0005",
+        ),
+    )(run_tune)
 app.command("plan")(run_plan)
 app.command(
     "eval",
