@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from toast_cli.methods.feedback import build_steering as build_steering
     from toast_cli.methods.feedback import count_start_images as count_start_images
     from toast_cli.methods.feedback import initialize_steering as initialize_steering
+    from toast_cli.registry import wrap_model as wrap_model
     from toast_cli.steering.steering import BaseSteering as BaseSteering
     from toast_cli.steering.steering import PassOutputs as PassOutputs
     from toast_cli.steering.steering import Steering as Steering
@@ -93,6 +94,7 @@ _NAMES = {
     "toast_cli.methods.adapted_model": "AdaptedModel",
     "toast_cli.methods.base": "Method",
     "toast_cli.methods.feedback": "FeedbackOptions build_steering count_start_images initialize_steering",
+    "toast_cli.registry": "wrap_model",
     "toast_cli.steering.steering": "BaseSteering PassOutputs Steering",
     "toast_cli.storage.load_model": "LoadedModel",
     "toast_cli.tasks.base": "EpochSelection Meter Metric Objective Task",

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import TracebackType
 from typing import Any, Literal, get_args, get_origin
 
-from toast_cli.utils.constants import OWN_PACKAGE
+from toast_cli.utils.constants import OWN_PACKAGE, UNNAMED_BACKBONE
 from toast_cli.utils.errors import ToastError, UsageError, add_article, describe_object, did_you_mean, require_type
 
 BACKBONES = "toast.backbones"
@@ -187,6 +187,33 @@ def _check_entry(group: str, entry: RegistryEntry, loaded: Any) -> None:
         )
 
 
+def list_prefixes() -> list[str]:
+    """Return the families whose models are named `FAMILY:MODEL`, sorted."""
+    return [name for name in list_names(FAMILIES) if load_entry(FAMILIES, name).card is not None]
+
+
+def wrap_model(model: Any, library: str | None = None) -> Any:
+    """Return a model of a library as a `Backbone`, with the first family that supports it; None if none does.
+
+    Args:
+        model: A module that timm, transformers or another library has built.
+        library: Consider only families of this library. Default: all.
+
+    Raises:
+        ToastError: The model is of a family, but cannot be steered.
+    """
+    families = [load_entry(FAMILIES, name) for name in list_names(FAMILIES)]
+    for family in sorted(families, key=lambda family: family.generic):
+        if family.wrap is None or (library is not None and family.library != library):
+            continue
+        backbone = family.wrap(model)
+        if backbone is not None:
+            prefix = family.name if family.card is not None else family.library
+            backbone.origin = backbone.origin or {"name": f"{prefix}:{UNNAMED_BACKBONE}"}
+            return backbone
+    return None
+
+
 def load_backbone_card(name: str) -> Any:
     """Return the card of a backbone: a short name (`vit_b16`), or any model of a family's library (`vit:<timm name>`).
 
@@ -198,12 +225,21 @@ def load_backbone_card(name: str) -> Any:
 
     family, colon, model = name.partition(":")
     if colon:
-        card = load_entry(FAMILIES, family).card(model)
+        build_card = load_entry(FAMILIES, family).card
+        if build_card is None:
+            library = load_entry(FAMILIES, family).library
+            raise UsageError(
+                f"There is no prefix '{family}:'.",
+                f"Models of the family '{family}' are named by their library.",
+                f"Use {library}:{model}.",
+                code="backbone.no-prefix",
+            )
+        card = build_card(model)
         require_type(card, Card, f"'card' of the family '{family}'", find_package(FAMILIES, family))
     elif name in list_names(BACKBONES):
         card = load_entry(BACKBONES, name)
     else:
-        families = ", ".join(f"{family}:<model>" for family in list_names(FAMILIES))
+        families = ", ".join(f"{family}:<model>" for family in list_prefixes())
         raise UsageError(
             f"There is no backbone '{name}'.",
             what_to_do=f"{did_you_mean(name, list_names(BACKBONES))} "

@@ -6,20 +6,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.plugin import Card, Family
-from toast_convnext.options import ConvNeXtOptions
+from toast_timm.options import TimmOptions
 
 if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
 
 
-def _build(model: str, options: ConvNeXtOptions) -> Backbone:
+def _build(model: str, options: TimmOptions) -> Backbone:
     from toast_convnext.loading import build_convnext
 
     return build_convnext(model, options)
 
 
 def _build_card(name: str, model: str, parameters: int | None = None) -> Card:
-    return Card(name, "convnext", parameters, f"timm, {model}", partial(_build, model), ConvNeXtOptions)
+    return Card(name, "convnext", parameters, f"timm, {model}", partial(_build, model), TimmOptions)
 
 
 def _build_timm_card(model: str) -> Card:

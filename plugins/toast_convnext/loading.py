@@ -9,16 +9,10 @@ from timm.models.convnext import ConvNeXt
 
 from toast_cli.plugin import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
-from toast_convnext.options import ConvNeXtOptions
+from toast_timm.any_model import set_timm_origin
 from toast_timm.classifier import load_pretrained_classifier
-from toast_timm.loading import (
-    ModelSource,
-    build_module,
-    get_model_name,
-    get_preprocessing,
-    list_classifiers,
-    require_rgb_input,
-)
+from toast_timm.loading import ModelSource, build_module, get_preprocessing
+from toast_timm.options import TimmOptions
 
 
 def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
@@ -29,15 +23,12 @@ def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
     """
     if not isinstance(module, ConvNeXt):
         return None
-    require_rgb_input(module)
     backbone = ConvNeXtBackbone(module, get_preprocessing(module))
-    backbone.unused_parts = list_classifiers(module)
-    if (name := get_model_name(module)) is not None:
-        backbone.origin = {"name": f"convnext:{name}"}
+    set_timm_origin(backbone, module, "convnext")
     return backbone
 
 
-def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
+def build_convnext(model: str, options: TimmOptions) -> ConvNeXtBackbone:
     """Build a timm ConvNeXt (V1 or V2) by its timm name, without its classifier.
 
     Raises:
@@ -47,8 +38,7 @@ def build_convnext(model: str, options: ConvNeXtOptions) -> ConvNeXtBackbone:
     arguments = {"drop_path_rate": options.drop_path}
     source: ModelSource = {"model": model, "weights": options.weights, "family": "a ConvNeXt", "named": ("convnext*",)}
     module = build_module(arguments=arguments, **source)
-    size = options.image_size
-    preprocessing = get_preprocessing(module, (size, size) if isinstance(size, int) else size)
+    preprocessing = get_preprocessing(module, options.image_shape)
     backbone = ConvNeXtBackbone(module, preprocessing)
     backbone.classifier = partial(load_pretrained_classifier, **source)
     if min(preprocessing.image_size) < backbone.stride:

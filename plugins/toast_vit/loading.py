@@ -8,15 +8,9 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli.plugin import UsageError
+from toast_timm.any_model import set_timm_origin
 from toast_timm.classifier import load_pretrained_classifier
-from toast_timm.loading import (
-    ModelSource,
-    build_module,
-    get_model_name,
-    get_preprocessing,
-    list_classifiers,
-    require_rgb_input,
-)
+from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
 
@@ -49,14 +43,8 @@ def wrap_vit(module: Any) -> VitBackbone | None:
     """
     if not isinstance(module, VisionTransformer):
         return None
-    require_rgb_input(module)
-    size = getattr(module.patch_embed, "img_size", None)
-    backbone = VitBackbone(module, get_preprocessing(module, size))
-    backbone.unused_parts = list_classifiers(module)
-    if (name := get_model_name(module)) is not None:
-        backbone.origin = {"name": f"vit:{name}"}
-        if size is not None and tuple(size) != get_preprocessing(module).image_size:
-            backbone.origin = {**backbone.origin, "image_size": [*size]}
+    backbone = VitBackbone(module, get_preprocessing(module, getattr(module.patch_embed, "img_size", None)))
+    set_timm_origin(backbone, module, "vit")
     return backbone
 
 

@@ -8,20 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.contract.tiny_models import list_tiny_models
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone
+
+TINY_MODELS = list_tiny_models()
 
 LARGE, HUGE = 10_000_000, 2_000_000_000
 """Backbones with more parameters are checked in the slow suite, or nowhere: no test machine holds them."""
 
 LANGUAGE_MODELS = Path(__file__).parent / "language_models"
 
-OF_EACH_FAMILY = {"vit_demo", "convnext:test_convnext", f"llama:{LANGUAGE_MODELS / 'llama'}"}
+OF_EACH_FAMILY = {
+    *("vit_demo", "convnext:test_convnext", f"llama:{LANGUAGE_MODELS / 'llama'}"),
+    *(names[0] for names in TINY_MODELS.values()),
+}
 """Those that are checked before every commit; all others are checked with the commands."""
 
 ANY_OF_A_FAMILY = [
     *("vit:test_vit", "vit:test_vit2", "vit:test_vit3", "vit:test_vit4"),
     *("convnext:test_convnext", "convnext:test_convnext2", "convnext:test_convnext3", "convnext:convnext_atto_ols"),
+    *(name for names in TINY_MODELS.values() for name in names),
     *(f"llama:{LANGUAGE_MODELS / kind}" for kind in sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())),
 ]
 """Small models that differ where registered ones agree: class token, registers, pooling, norms, stems, heads, masks."""

@@ -17,7 +17,7 @@ from toast_cli.model.generation import choose_template
 from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import LoadedModel, load_model
-from toast_cli.utils.constants import PYTHON_DATA, UNNAMED_BACKBONE
+from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import UsageError
 
 
@@ -133,12 +133,9 @@ def _wrap_backbone(model: Any) -> Backbone:
     Raises:
         UsageError: No registered family supports the model.
     """
-    for name in registry.list_names(registry.FAMILIES):
-        family = registry.load_entry(registry.FAMILIES, name)
-        backbone = family.wrap(model) if family.wrap is not None else None
-        if backbone is not None:
-            backbone.origin = backbone.origin or {"name": f"{name}:{UNNAMED_BACKBONE}"}
-            return backbone
+    backbone: Backbone | None = registry.wrap_model(model)
+    if backbone is not None:
+        return backbone
     families = ", ".join(registry.list_names(registry.FAMILIES))
     raise UsageError(
         f"No registered backbone family supports a {type(model).__name__}.",

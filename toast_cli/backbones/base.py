@@ -66,15 +66,19 @@ class Card:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of backbones: `card` returns the card of MODEL in `FAMILY:MODEL`, for any model of the family's library.
+    """A family of backbones.
 
-    `wrap`, if any, returns the backbone of a model that a user has built, or None if the model is not of this family.
+    `card` returns the card of MODEL in `FAMILY:MODEL`, for any model of the family's library. It is None for a family
+    without a prefix of its own, whose models are named with the prefix of their library (`timm:MODEL`). `wrap`, if any,
+    returns the backbone of a model that a user has built, or None if the model is not of this family; it raises a
+    ToastError for a model of this family that cannot be steered. A `generic` family is tried after all others.
     """
 
     name: str
     library: str
-    card: Callable[[str], Card]
+    card: Callable[[str], Card] | None = None
     wrap: Callable[[Any], Backbone | None] | None = None
+    generic: bool = False
 
 
 @dataclass(frozen=True)

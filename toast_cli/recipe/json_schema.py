@@ -61,5 +61,5 @@ def _build_shorthand_schema(section: str, names: list[str]) -> dict[str, Any]:
 def _build_name_schema(section: str, names: list[str]) -> dict[str, Any]:
     if section != "backbone":
         return {"enum": names}
-    families = "|".join(registry.list_names(registry.FAMILIES))
+    families = "|".join(registry.list_prefixes())
     return {"anyOf": [{"enum": names}, {"type": "string", "pattern": f"^({families}):.+$"}]}

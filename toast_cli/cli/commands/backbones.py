@@ -48,7 +48,8 @@ def _collect_backbones() -> tuple[list[dict[str, Any]], list[dict[str, Any]], li
             try:
                 if group == registry.FAMILIES:
                     family = registry.load_entry(group, name)
-                    families.append({"name": name, "library": family.library, "package": package})
+                    if family.card is not None:  # others have the prefix of their library
+                        families.append({"name": name, "library": family.library, "package": package})
                 else:
                     card = registry.load_backbone_card(name)
                     size = {"parameters": card.parameters, "source": card.source, "package": package}

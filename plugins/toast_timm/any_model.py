@@ -1,0 +1,90 @@
+"""Construction of backbones from timm's models of any family that a plugin supports."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from toast_cli.plugin import Backbone, ToastError, UsageError, wrap_model
+from toast_timm.classifier import load_pretrained_classifier
+from toast_timm.loading import (
+    ModelSource,
+    build_module,
+    get_model_name,
+    get_preprocessing,
+    list_classifiers,
+    require_rgb_input,
+)
+from toast_timm.options import TimmOptions
+
+UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def build_any_model(model: str, options: TimmOptions) -> Backbone:
+    """Build a timm model by its timm name, without its classifier, and find its family.
+
+    Raises:
+        UsageError: timm has no such model, the weights file does not exist, or an option does not fit the model.
+        ToastError: The weights cannot be loaded, or no plugin can steer the model.
+    """
+    source: ModelSource = {"model": model, "weights": options.weights, "family": "a timm model", "named": ("*",)}
+    module = _build_with_accepted_arguments(source, options)
+    backbone = wrap_model(module, library="timm")
+    if backbone is None:
+        raise ToastError(
+            f"No plugin can steer '{model}', a {type(module).__name__}.",
+            what_to_do=f"Find a similar model that can be steered: toast backbones --search {model.split('_')[0]}",
+            code="backbone.cannot-steer",
+        )
+    backbone.origin, backbone.unused_parts = None, ()
+    backbone.classifier = partial(load_pretrained_classifier, **source)
+    if options.image_shape is not None and backbone.preprocessing is not None:
+        backbone.preprocessing = replace(backbone.preprocessing, image_size=options.image_shape)
+    return backbone
+
+
+def set_timm_origin(backbone: Backbone, module: nn.Module, prefix: str = "timm") -> None:
+    """Record what a wrapped model of a user is: its timm name and image size, and the parts that no pass runs.
+
+    Raises:
+        UsageError: The model does not read RGB images.
+    """
+    require_rgb_input(module)
+    backbone.unused_parts = list_classifiers(module)
+    name = get_model_name(module)
+    if name is None:
+        return
+    backbone.origin = {"name": f"{prefix}:{name}"}
+    size = backbone.require_preprocessing().image_size
+    if size != get_preprocessing(module).image_size:
+        backbone.origin = {**backbone.origin, "image_size": [*size]}
+
+
+def _build_with_accepted_arguments(source: ModelSource, options: TimmOptions) -> nn.Module:
+    """Build a model with those of timm's common arguments that its constructor accepts.
+
+    Raises:
+        UsageError: `drop_path` is set, and the model has no stochastic depth.
+        ToastError: timm cannot build the model.
+    """
+    arguments: dict[str, Any] = {"drop_path_rate": options.drop_path}
+    if options.image_shape is not None:
+        arguments["img_size"] = options.image_shape
+    while True:
+        try:
+            return build_module(arguments=arguments, **source)
+        except ToastError as error:
+            refused = UNEXPECTED_ARGUMENT.search(str(error.__cause__))
+            if not isinstance(error.__cause__, TypeError) or refused is None or refused[1] not in arguments:
+                raise
+            del arguments[refused[1]]
+            if refused[1] == "drop_path_rate" and options.drop_path:
+                raise UsageError(
+                    f"'{source['model']}' has no stochastic depth.",
+                    what_to_do="Leave backbone.drop_path out.",
+                    code="backbone.no-drop-path",
+                ) from error

@@ -1,0 +1,30 @@
+"""The prefix `timm:`, which finds the family of a model by itself, and cards of timm's models. Torch-free."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from toast_cli.plugin import Card, Family
+from toast_timm.options import TimmOptions
+
+if TYPE_CHECKING:
+    from toast_cli.plugin import Backbone
+
+
+def _build(model: str, options: TimmOptions) -> Backbone:
+    from toast_timm.any_model import build_any_model
+
+    return build_any_model(model, options)
+
+
+def make_timm_card(name: str, model: str, family: str, parameters: int | None = None) -> Card:
+    """Return the card of a timm model, by its timm name, whose family is found when it is built."""
+    return Card(name, family, parameters, f"timm, {model}", partial(_build, model), TimmOptions)
+
+
+def _make_unlisted_card(model: str) -> Card:
+    return make_timm_card(f"timm:{model}", model, "timm")
+
+
+FAMILY = Family("timm", "timm", _make_unlisted_card)
