@@ -81,16 +81,15 @@ def describe_normalization(model: str, weights: str | None) -> str | None:
     if assumed is None:
         return None
     own = (tuple(assumed.mean), tuple(assumed.std))
-    others = {(tuple(config.mean), tuple(config.std)): name for name, config in configs.items()}
+    others = {(tuple(config.mean), tuple(config.std)): name for name, config in reversed(configs.items())}
     others.pop(own, None)
     if not others:
         return None
-    (mean, std), name = next(iter(others.items()))
+    alternatives = ", ".join(f"{_format_statistics(*values)} ({name})" for values, name in reversed(others.items()))
     return (
         f"Warning: {weights} does not record how images are normalized. Assumed: {_format_statistics(*own)}, as for "
-        f"{assumed.architecture}{f'.{assumed.tag}' if assumed.tag else ''}. Other weights of this model, such as "
-        f"{name}, need {_format_statistics(mean, std)}: images.normalize=imagenet, images.normalize=half, or "
-        "images.mean and images.std set it."
+        f"{assumed.architecture}{f'.{assumed.tag}' if assumed.tag else ''}. Other weights of this model need "
+        f"{alternatives}. images.normalize=imagenet, images.normalize=half, or images.mean and images.std set it."
     )
 
 
