@@ -52,7 +52,7 @@ def _make_unlisted_card(model: str) -> Card:
 def _list_cards() -> Iterable[Card]:
     from toast_timm.catalogue import list_timm_cards
 
-    return list_timm_cards()
+    return list_timm_cards(_make_unlisted_card)
 
 
 FAMILY = Family("timm", "timm", _make_unlisted_card, catalogue=_list_cards)

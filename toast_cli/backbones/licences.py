@@ -17,6 +17,9 @@ LICENCE_ADDRESSES = {
     "gemma": "https://ai.google.dev/gemma/terms",
     "llama3.1": "https://www.llama.com/llama3_1/license/",
     "llama3.2": "https://www.llama.com/llama3_2/license/",
+    "nvidia-open-model-license": (
+        "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/"
+    ),
 }
 """Addresses of other licences. All others can be read where the weights are published."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHOWN = 30
 """Models that a search shows without --limit."""
+
+PUBLISHED = {True: "yes", False: "no", None: ""}
 
 
 def print_backbones(
@@ -51,7 +53,6 @@ def print_backbones(
 
 
 def _print_list(as_json: bool) -> None:
-    from toast_cli.cli.output.backbone_tables import print_card_table
     from toast_cli.cli.output.console import err, print_json, print_line
 
     cards, families, failures = _collect_backbones()
@@ -63,14 +64,13 @@ def _print_list(as_json: bool) -> None:
     for family in families:
         source = f"any model of this family in {family['library']}"
         rows.append({**family, "name": f"{family['name']}:<...>", "family": family["name"], "source": source})
-    print_card_table(rows, ["package"])
+    _print_table(rows, ["package"])
     for failure in failures:
         print_line(f"{failure['name']}: {failure['reason']}", err)
 
 
 def _print_search(text: str, limit: int | None, as_json: bool) -> None:
     from toast_cli.backbones.search import search_cards
-    from toast_cli.cli.output.backbone_tables import print_card_table
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.utils.errors import UsageError, did_you_mean
 
@@ -97,7 +97,7 @@ def _print_search(text: str, limit: int | None, as_json: bool) -> None:
         print_json({"found": len(found), "backbones": found[:limit], "families": prefixes})
         return
     shown = found[: limit or SHOWN]
-    print_card_table([*prefixes, *shown], [])
+    _print_table([*prefixes, *shown], [])
     if len(found) > len(shown):
         print_line(f"{len(found) - len(shown)} more. Add a word to the search, or --limit {len(found)} to see all.")
 
@@ -172,3 +172,31 @@ def _collect_backbones() -> tuple[list[tuple[str, Card, str]], list[dict[str, An
             except ToastError as error:
                 failures.append({"name": name, "reason": " ".join(part for part in (error.what, error.why) if part)})
     return cards, families, failures
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], further: Sequence[str]) -> None:
+    """Print a table of cards on stdout. Missing fields give empty cells; `further` are further columns, by field."""
+    from rich import box
+    from rich.table import Table
+
+    from toast_cli.cli.output.console import print_table
+
+    published = any(row.get("published") is not None for row in rows)
+    columns = ["name", "family", "parameters", "image", *["weights"] * published, "licence", "from", *further]
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table.columns[2].justify = "right"
+    for row in rows:
+        cells = [row["name"], row["family"], _format_millions(row.get("parameters")), _format_size(row)]
+        cells += [PUBLISHED[row.get("published")]] * published
+        table.add_row(*cells, row.get("licence") or "", row["source"], *(row[field] for field in further))
+    print_table(table)
+
+
+def _format_millions(parameters: int | None) -> str:
+    """Format a parameter count, e.g. 85798656 as "85.8M". An unknown count (None) gives an empty string."""
+    return "" if parameters is None else f"{parameters / 1e6:.1f}M"
+
+
+def _format_size(row: Mapping[str, Any]) -> str:
+    size = row.get("image_size")
+    return "" if size is None else str(size) if isinstance(size, int) else "×".join(map(str, size))
