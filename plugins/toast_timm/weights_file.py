@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def load_from_path(model: str, path: Path, create: Callable[..., nn.Module]) -> 
             what, what_to_do="Check --weights (or backbone.weights in the recipe).", code="weights.missing-file"
         )
     try:
-        # timm prints to stdout which biases of DINOv3's own files it leaves out.
-        with _record_state_dict_keys() as (missing, unexpected), redirect_stdout(sys.stderr):
+        # timm prints a line for every bias of DINOv3's own files that it leaves out.
+        with _record_state_dict_keys() as (missing, unexpected), redirect_stdout(StringIO()):
             module = create(name, pretrained=True, **source)
         _require_all_weights(module, missing, unexpected)
         return module
