@@ -257,11 +257,20 @@ def build_backbones_page() -> str:
     for name in list_own_names(registry.BACKBONES):
         card = registry.load_backbone_card(name)
         size = "" if card.parameters is None else f"{card.parameters / 1e6:.1f} M"
-        rows.append([f"`{name}`", card.family, size, card.source, "yes" if card.artifact else ""])
+        side = card.image_size
+        image = "" if side is None else f"{side} × {side}" if isinstance(side, int) else " × ".join(map(str, side))
+        path = "yes" if card.artifact else ""
+        rows.append([f"`{name}`", card.family, size, image, card.licence or "", card.source, path])
     families = [registry.load_entry(registry.FAMILIES, name) for name in list_own_names(registry.FAMILIES)]
-    table = format_table(["Name", "Family", "Parameters", "Weights", "Pre-tuned path ships"], rows)
+    header = ["Name", "Family", "Parameters", "Image", "Licence", "Weights", "Pre-tuned path ships"]
+    table = format_table(header, rows)
     text = format_table(["Family", "Models"], [[f"`{each.name}:MODEL`", each.library] for each in families])
-    introduction = "A backbone is named with `--backbone NAME`. `FAMILY:MODEL` takes any model of the family's library."
+    introduction = (
+        "A backbone is named with `--backbone NAME`. `FAMILY:MODEL` takes any model of the family's library.\n"
+        "Image size and licence are those of the published weights.\n"
+        "[Choose a backbone](../how-to/backbones.md) says how to find others, and [Coverage](coverage.md) which can be "
+        "steered."
+    )
     return format_page("Backbones", introduction, [table, "## Families", text])
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from toast_cli.backbones.lazy_signal import Signal as Signal
     from toast_cli.backbones.lazy_signal import ValueSignal as ValueSignal
     from toast_cli.backbones.lazy_signal import resolve_signal as resolve_signal
+    from toast_cli.backbones.licences import announce_licence as announce_licence
     from toast_cli.backbones.upcast_attention import upcast_attention_inputs as upcast_attention_inputs
     from toast_cli.data.base import DataSet as DataSet
     from toast_cli.data.base import DataSource as DataSource
@@ -84,6 +85,7 @@ _NAMES = {
     "toast_cli.backbones.upcast_attention": "upcast_attention_inputs",
     "toast_cli.backbones.image_options": "ImageOptions PixelOptions",
     "toast_cli.backbones.lazy_signal": "LazySignal Signal ValueSignal resolve_signal",
+    "toast_cli.backbones.licences": "announce_licence",
     "toast_cli.data.base": "DataSet DataSource Sample Split",
     "toast_cli.data.images.labelled_files": "FileSplit",
     "toast_cli.data.procedural": "ProceduralSplit",

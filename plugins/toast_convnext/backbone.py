@@ -40,6 +40,7 @@ class ConvNeXtBackbone(Backbone):
     channel_dim = 1
     any_image_size = True
     adapter_targets = ("mlp.fc1", "mlp.fc2")
+    signal_entry = "the input of every stage, before its down-sampling; that of the first stage is the image"
     module: ConvNeXt
 
     def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:

@@ -13,6 +13,7 @@ from toast_timm.any_model import set_timm_origin
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_timm.options import TimmOptions
+from toast_timm.weights_file import describe_normalization
 
 
 def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
@@ -41,6 +42,7 @@ def build_convnext(model: str, options: TimmOptions) -> ConvNeXtBackbone:
     preprocessing = get_preprocessing(module, options.image_shape)
     backbone = ConvNeXtBackbone(module, preprocessing)
     backbone.classifier = partial(load_pretrained_classifier, **source)
+    backbone.normalization_note = describe_normalization(model, options.weights)
     if min(preprocessing.image_size) < backbone.stride:
         height, width = preprocessing.image_size
         raise UsageError(

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
 
 
-def _build(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> Backbone:
+def _build(source: str, architecture: Mapping[str, Any] | None, licence: str | None, options: LlamaOptions) -> Backbone:
+    from huggingface_hub import try_to_load_from_cache
+
+    from toast_cli.plugin import announce_licence
     from toast_llama.loading import build_llama
 
+    if licence is not None and options.weights is None and try_to_load_from_cache(source, "config.json") is None:
+        announce_licence(source, licence, f"https://huggingface.co/{source}")
     return build_llama(source, architecture, options)
 
 
@@ -27,16 +32,23 @@ def _rebuild(options: LlamaOptions, folder: Path) -> Backbone:
 
 
 def _build_card(
-    name: str, source: str, parameters: int | None = None, architecture: Mapping[str, Any] | None = None
+    name: str,
+    source: str,
+    parameters: int | None = None,
+    architecture: Mapping[str, Any] | None = None,
+    licence: str | None = None,
 ) -> Card:
+    """Build the card of a model; `licence` is the one that the hub records for the weights."""
     return Card(
         name,
         "llama",
         parameters,
         f"transformers, {source}",
-        partial(_build, source, architecture),
+        partial(_build, source, architecture, licence),
         LlamaOptions,
         rebuild=_rebuild,
+        licence=licence,
+        published=True if licence else None,
     )
 
 
@@ -78,10 +90,18 @@ def _build_rope_config(factor: float) -> dict[str, Any]:
 
 
 LLAMA_7B = _build_card(
-    "llama_7b", "huggyllama/llama-7b", 6_738_415_616, {**_LLAMA_1_CONFIG, **_build_size_config(4096, 11008, 32, 32)}
+    "llama_7b",
+    "huggyllama/llama-7b",
+    6_738_415_616,
+    {**_LLAMA_1_CONFIG, **_build_size_config(4096, 11008, 32, 32)},
+    "other",
 )
 LLAMA_13B = _build_card(
-    "llama_13b", "huggyllama/llama-13b", 13_015_864_320, {**_LLAMA_1_CONFIG, **_build_size_config(5120, 13824, 40, 40)}
+    "llama_13b",
+    "huggyllama/llama-13b",
+    13_015_864_320,
+    {**_LLAMA_1_CONFIG, **_build_size_config(5120, 13824, 40, 40)},
+    "other",
 )
 LLAMA_3_2_1B = _build_card(
     "llama_3_2_1b",
@@ -94,6 +114,7 @@ LLAMA_3_2_1B = _build_card(
         "head_dim": 64,
         "tie_word_embeddings": True,
     },
+    "llama3.2",
 )
 LLAMA_3_2_3B = _build_card(
     "llama_3_2_3b",
@@ -106,10 +127,12 @@ LLAMA_3_2_3B = _build_card(
         "head_dim": 128,
         "tie_word_embeddings": True,
     },
+    "llama3.2",
 )
 LLAMA_3_1_8B = _build_card(
     "llama_3_1_8b",
     "meta-llama/Llama-3.1-8B",
     8_030_261_248,
     {**_LLAMA_3_CONFIG, **_build_size_config(4096, 14336, 32, 32), **_build_rope_config(8.0)},
+    "llama3.1",
 )

@@ -20,6 +20,8 @@ from toast_timm.loading import (
     require_rgb_input,
 )
 from toast_timm.options import TimmOptions
+from toast_timm.refusals import explain_refusal
+from toast_timm.weights_file import describe_normalization
 
 UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -33,17 +35,35 @@ def build_any_model(model: str, options: TimmOptions) -> Backbone:
     """
     source: ModelSource = {"model": model, "weights": options.weights, "family": "a timm model", "named": ("*",)}
     module = _build_with_accepted_arguments(source, options)
-    backbone = wrap_model(module, library="timm")
+    backbone = _find_family(module, model)
+    backbone.origin, backbone.unused_parts = None, ()
+    backbone.classifier = partial(load_pretrained_classifier, **source)
+    backbone.normalization_note = describe_normalization(model, options.weights)
+    if options.image_shape is not None and backbone.preprocessing is not None:
+        backbone.preprocessing = replace(backbone.preprocessing, image_size=options.image_shape)
+    return backbone
+
+
+def _find_family(module: nn.Module, model: str) -> Backbone:
+    """Return the backbone of a timm model, with the first family that can steer it.
+
+    Raises:
+        ToastError: No plugin can steer the model. A reason recorded for its class is preferred to the generic plugin's.
+    """
+    refusal: ToastError | None = None
+    try:
+        backbone: Backbone | None = wrap_model(module, library="timm")
+    except ToastError as error:
+        if error.code != "backbone.cannot-steer" or not explain_refusal(module):
+            raise
+        backbone, refusal = None, error
     if backbone is None:
         raise ToastError(
             f"No plugin can steer '{model}', a {type(module).__name__}.",
-            what_to_do=f"Find a similar model that can be steered: toast backbones --search {model.split('_')[0]}",
+            explain_refusal(module),
+            "Find another model: toast backbones --search TEXT. Check it: toast backbones --check NAME.",
             code="backbone.cannot-steer",
-        )
-    backbone.origin, backbone.unused_parts = None, ()
-    backbone.classifier = partial(load_pretrained_classifier, **source)
-    if options.image_shape is not None and backbone.preprocessing is not None:
-        backbone.preprocessing = replace(backbone.preprocessing, image_size=options.image_shape)
+        ) from refusal
     return backbone
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,39 @@ def _build(model: str, options: TimmOptions) -> Backbone:
     return build_any_model(model, options)
 
 
-def make_timm_card(name: str, model: str, family: str, parameters: int | None = None) -> Card:
-    """Return the card of a timm model, by its timm name, whose family is found when it is built."""
-    return Card(name, family, parameters, f"timm, {model}", partial(_build, model), TimmOptions)
+def make_timm_card(
+    name: str,
+    model: str,
+    family: str,
+    parameters: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    licence: str | None = None,
+) -> Card:
+    """Return the card of a timm model, by its timm name, whose family is found when it is built.
+
+    `image_size` and `licence` are those of timm's configuration of the weights.
+    """
+    return Card(
+        name,
+        family,
+        parameters,
+        f"timm, {model}",
+        partial(_build, model),
+        TimmOptions,
+        image_size=image_size,
+        licence=licence,
+        published=True,
+    )
 
 
 def _make_unlisted_card(model: str) -> Card:
-    return make_timm_card(f"timm:{model}", model, "timm")
+    return replace(make_timm_card(f"timm:{model}", model, "timm"), published=None)
 
 
-FAMILY = Family("timm", "timm", _make_unlisted_card)
+def _list_cards() -> Iterable[Card]:
+    from toast_timm.catalogue import list_timm_cards
+
+    return list_timm_cards(_make_unlisted_card)
+
+
+FAMILY = Family("timm", "timm", _make_unlisted_card, catalogue=_list_cards)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 TIMEOUT_SECONDS = 10
 """Timeout of the check in seconds."""
@@ -21,6 +23,11 @@ def use_offline_if_unreachable() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was
+
+
+def is_cached(repository: str) -> bool:
+    """Return whether the weights of a repository are in the local cache of the hub."""
+    return any(isinstance(try_to_load_from_cache(repository, name), str) for name in WEIGHTS_FILES)
 
 
 def _is_hub_reachable() -> bool:

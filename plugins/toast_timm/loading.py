@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,8 +11,9 @@ import timm
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from toast_cli.plugin import Preprocessing, ToastError, UsageError, did_you_mean, find_refused_code, refuse_lfs_pointers
-from toast_timm.hub_availability import use_offline_if_unreachable
+from toast_cli.plugin import Preprocessing, ToastError, UsageError, announce_licence, did_you_mean
+from toast_timm.hub_availability import is_cached, use_offline_if_unreachable
+from toast_timm.weights_file import load_from_path, truncate
 
 RGB_CHANNELS = 3
 
@@ -33,7 +34,7 @@ def build_module(
 
     Args:
         model: timm's name of the model, with or without the tag of its weights.
-        weights: Weights file, "none" for random weights, None for the hub.
+        weights: Weights file or folder of timm, "none" for random weights, None for the hub.
         arguments: Further arguments of timm's constructor.
         family: Name of this kind of model in error messages, for example "a ViT".
         named: Patterns of the timm names that are offered if there is no such model.
@@ -43,6 +44,13 @@ def build_module(
         ToastError: The hub cannot be reached, or the file has another model's weights.
     """
     if not timm.is_model(model.split(".")[0]):
+        if Path(model).expanduser().is_dir():
+            raise UsageError(
+                f"'{model}' is a folder, not a model of timm.",
+                what_to_do=f"For a folder of timm: --backbone timm:NAME --weights {model}. For one of transformers: "
+                f"--backbone hf:{model}.",
+                code="backbone.unknown-model",
+            )
         known = [name for pattern in named for name in timm.list_models(pattern)]
         raise UsageError(
             f"timm has no model '{model}'.", what_to_do=did_you_mean(model, known), code="backbone.unknown-model"
@@ -55,7 +63,8 @@ def build_module(
     if weights == "none":
         module = _create_model(model, arguments, family)
     else:
-        module = _load_from_file(model, Path(weights).expanduser(), arguments, family)
+        create = partial(_create_model, arguments=arguments, family=family)
+        module = load_from_path(model, Path(weights).expanduser(), create)
     recorded: Any = getattr(module, "pretrained_cfg", None)
     if isinstance(recorded, dict):
         recorded["license"] = None  # timm's record is about the weights that it publishes
@@ -127,77 +136,8 @@ def _create_model(model: str, arguments: dict[str, Any], family: str, **weights:
         ) from error
 
 
-def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: str) -> nn.Module:
-    if not path.is_file():
-        what = f"{path} is not a weights file." if path.exists() else f"There is no weights file {path}."
-        raise UsageError(
-            what, what_to_do="Check --weights (or backbone.weights in the recipe).", code="weights.missing-file"
-        )
-    overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
-    try:
-        with _record_state_dict_keys() as (missing, unexpected):
-            module = _create_model(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
-        _require_all_weights(module, missing, unexpected)
-        return module
-    except ToastError:
-        raise
-    except Exception as error:  # readers of a foreign or damaged file may raise anything
-        refuse_lfs_pointers(path)
-        if code := find_refused_code(path, error):
-            raise ToastError(
-                f"{path} was not loaded: it holds more than weights.",
-                f"It refers to {code}. Only tensors are read, because anything else could run code.",
-                "Save only the model's state_dict, preferably as safetensors.",
-                code="weights.unsafe-file",
-            ) from error
-        raise ToastError(
-            f"{path} does not hold the weights of '{model}', or is damaged.",
-            _truncate(str(error)),
-            "Give the --backbone that the file was made for, or download the file again.",
-            code="weights.wrong-model",
-        ) from error
-
-
-@contextmanager
-def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
-    """Record the missing and unexpected keys of state dicts that are loaded inside the block.
-
-    timm loads with strict=False if the classifier is left out, and does not report these keys.
-    """
-    missing: list[str] = []
-    unexpected: list[str] = []
-    stock = nn.Module.load_state_dict
-
-    def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result = stock(self, *args, **kwargs)
-        missing.extend(result.missing_keys)
-        unexpected.extend(result.unexpected_keys)
-        return result
-
-    nn.Module.load_state_dict = load  # type: ignore[method-assign]
-    try:
-        yield missing, unexpected
-    finally:
-        nn.Module.load_state_dict = stock  # type: ignore[method-assign]
-
-
-def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Check that a file sets all weights of the model and has no other weights of the model's own parts.
-
-    Keys outside of the model's own parts belong to a classifier or another task and are ignored.
-
-    Raises:
-        ValueError: Keys are missing or unexpected.
-    """
-    own = {name for name, _ in module.named_children()}
-    foreign = [name for name in unexpected if name.split(".")[0] in own]
-    for what, names in (("lacks", missing), ("has weights that are not in the model:", foreign)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"The file {what} {', '.join(names[:3])}{more}.")
-
-
 def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
+    _announce_licence(model)
     try:
         with use_offline_if_unreachable():
             return _create_model(model, arguments, family, pretrained=True)
@@ -214,7 +154,7 @@ def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Mod
         where = getattr(config, "hf_hub_id", None) or getattr(config, "url", None) or "the hub"
         raise ToastError(
             f"The weights of '{model}' could not be downloaded.",
-            f"{where}: {type(error).__name__}: {_truncate(str(error), 160)}",
+            f"{where}: {type(error).__name__}: {truncate(str(error), 160)}",
             f"With a network, run again. Without one, download model.safetensors of {where} elsewhere and give it as "
             "--weights FILE (safetensors, .pth or .npz), or put it into the cache in HF_HOME. "
             "--weights none starts from random weights.",
@@ -222,6 +162,11 @@ def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Mod
         ) from error
 
 
-def _truncate(text: str, length: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _announce_licence(model: str) -> None:
+    """Log a line on the licence of published weights that are about to be downloaded, unless it is permissive."""
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not config.has_weights or (config.hf_hub_id and is_cached(config.hf_hub_id)):
+        return
+    name = f"{config.architecture}.{config.tag}" if config.tag else model
+    page = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url)
+    announce_licence(name, config.license, page)

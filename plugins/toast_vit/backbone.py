@@ -198,6 +198,7 @@ class VitBackbone(Backbone):
     has_attention = True
     adapter_targets = ("qkv",)
     takes_prompts = True
+    signal_entry = "the input of the value projection of every block; queries and keys do not change"
     module: VisionTransformer
 
     def __init__(

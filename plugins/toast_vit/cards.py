@@ -18,6 +18,9 @@ DEPARTURES = {"value_bias": "twice"}
 """Options for the computation of the authors' code, which adds the bias b_V a second time with the signal."""
 
 
+DEMO_IMAGE_SIZE = 64
+
+
 def _build(model: str, options: VitOptions) -> Backbone:
     from toast_vit.loading import build_vit
 
@@ -42,11 +45,28 @@ def _build_demo_card(name: str, depth: int, parameters: int, superseded: Mapping
         DEPARTURES,
         artifact=Path(__file__).parent / "weights" / f"{name}_feedback",
         superseded=superseded or {},
+        image_size=DEMO_IMAGE_SIZE,
+        licence="apache-2.0",
+        published=True,
     )
 
 
-def _build_card(name: str, model: str, parameters: int | None = None) -> Card:
-    return Card(name, "vit", parameters, f"timm, {model}", partial(_build, model), VitOptions, DEPARTURES)
+def _build_card(
+    name: str, model: str, parameters: int | None = None, image_size: int | None = None, licence: str | None = None
+) -> Card:
+    """Build the card of a timm model; `image_size` and `licence` are those of timm's configuration of the weights."""
+    return Card(
+        name,
+        "vit",
+        parameters,
+        f"timm, {model}",
+        partial(_build, model),
+        VitOptions,
+        DEPARTURES,
+        image_size=image_size,
+        licence=licence,
+        published=True if licence else None,
+    )
 
 
 def _build_timm_card(model: str) -> Card:
@@ -69,9 +89,10 @@ VIT_DEMO = _build_demo_card(
 )
 VIT_DEMO_3 = _build_demo_card("vit_demo_3", 3, 529_536)
 """The weights of `vit_demo` up to version 0.1."""
-VIT_T16 = _build_card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416)
-VIT_S16 = _build_card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664)
-VIT_B16 = _build_card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656)
-VIT_B16_IN21K = _build_card("vit_b16_in21k", "vit_base_patch16_224.augreg_in21k", 85_798_656)
-VIT_L16_IN21K = _build_card("vit_l16_in21k", "vit_large_patch16_224.augreg_in21k", 303_301_632)
-VIT_S14_DINOV2 = _build_card("vit_s14_dinov2", "vit_small_patch14_dinov2.lvd142m", 22_056_192)
+VIT_T16 = _build_card("vit_t16", "deit_tiny_patch16_224.fb_in1k", 5_524_416, 224, "apache-2.0")
+VIT_S16 = _build_card("vit_s16", "deit_small_patch16_224.fb_in1k", 21_665_664, 224, "apache-2.0")
+VIT_B16 = _build_card("vit_b16", "deit_base_patch16_224.fb_in1k", 85_798_656, 224, "apache-2.0")
+VIT_B16_IN21K = _build_card("vit_b16_in21k", "vit_base_patch16_224.augreg_in21k", 85_798_656, 224, "apache-2.0")
+VIT_L16_IN21K = _build_card("vit_l16_in21k", "vit_large_patch16_224.augreg_in21k", 303_301_632, 224, "apache-2.0")
+VIT_S14_DINOV2 = _build_card("vit_s14_dinov2", "vit_small_patch14_dinov2.lvd142m", 22_056_192, 518, "apache-2.0")
+SIGLIP2_B16 = _build_card("siglip2_b16", "vit_base_patch16_siglip_224.v2_webli", 92_884_224, 224, "apache-2.0")

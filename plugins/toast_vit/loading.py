@@ -11,6 +11,7 @@ from toast_cli.plugin import UsageError
 from toast_timm.any_model import set_timm_origin
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
+from toast_timm.weights_file import describe_normalization
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
 
@@ -65,4 +66,5 @@ def build_vit(model: str, options: VitOptions) -> VitBackbone:
     check_image_size(module, options)
     backbone = VitBackbone(module, get_preprocessing(module, size), options.value_bias)
     backbone.classifier = partial(load_pretrained_classifier, **source)
+    backbone.normalization_note = describe_normalization(model, options.weights)
     return backbone

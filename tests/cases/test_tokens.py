@@ -607,7 +607,7 @@ def test_a_model_whose_files_are_pointers_of_git_lfs_is_reported_as_such(
 def test_weights_files_that_are_pointers_of_git_lfs_are_reported_as_such(folder: Path, tmp_path: Path) -> None:
     from toast_llama.loading import build_llama
     from toast_llama.options import LlamaOptions
-    from toast_timm.loading import _load_from_file
+    from toast_timm.loading import build_module
     from toast_vit.demo import build_demo
     from toast_vit.options import VitOptions
 
@@ -619,7 +619,7 @@ def test_weights_files_that_are_pointers_of_git_lfs_are_reported_as_such(folder:
         lambda: read_checkpoint(file),
         lambda: read_checkpoint(tmp_path / "w.bin"),
         lambda: build_demo("vit_demo", 4, VitOptions(name="vit_demo", weights=str(file))),
-        lambda: _load_from_file("resnet18", file, {}, "a ResNet"),
+        lambda: build_module("resnet18", str(file), {}, "a ResNet", ()),
     ):
         with pytest.raises(ToastError) as caught:
             load()

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),
-        *("tasks", "registry", "utils"),
+        *("tasks", "registry", "backbones", "utils"),
     },
     "__init__": {"api", "export", "training", "utils"},
     "__main__": {"cli"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +49,10 @@ class Card:
     which the backbone computes as the authors' code does where that departs from the paper, for checkpoints trained
     with it. `rebuild` builds the network from its options and a folder with its `Backbone.files`; None if those are
     always empty.
+
+    `image_size` (a side, or height and width, in pixels) and `licence` (an identifier such as "apache-2.0") describe
+    the published weights; None if they take no images, or if it is not recorded. `published` is whether such weights
+    can be downloaded, None if that is not known.
     """
 
     name: str
@@ -62,6 +66,9 @@ class Card:
     superseded: Mapping[str, str] = field(default_factory=dict)
     rebuild: Callable[[Any, Path], Backbone] | None = None
     contract: int = CONTRACT_VERSION
+    image_size: int | tuple[int, int] | None = None
+    licence: str | None = None
+    published: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Family:
     without a prefix of its own, whose models are named with the prefix of their library (`timm:MODEL`). `wrap`, if any,
     returns the backbone of a model that a user has built, or None if the model is not of this family; it raises a
     ToastError for a model of this family that cannot be steered. A `generic` family is tried after all others.
+    `catalogue` returns the cards of all models that the prefix can name, and may import the library; of the weights of
+    one model (`MODEL.TAG`), the first are those of `MODEL` alone.
     """
 
     name: str
@@ -79,6 +88,7 @@ class Family:
     card: Callable[[str], Card] | None = None
     wrap: Callable[[Any], Backbone | None] | None = None
     generic: bool = False
+    catalogue: Callable[[], Iterable[Card]] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,9 @@ class Backbone(ABC):
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
+    `signal_entry` says in a few words where a signal enters; None: at the values for levels with a `value_weight`, at
+    the input of the level for others. `normalization_note` is a sentence for weights from a file: where the mean and
+    std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
     again, except for its weights perhaps; None if there is none. `unused_parts` are modules that no pass runs, such as
@@ -231,6 +244,8 @@ class Backbone(ABC):
     level_modules: Sequence[nn.Module] = ()
     any_image_size: bool = False
     notes: Sequence[str] = ()
+    signal_entry: str | None = None
+    normalization_note: str | None = None
     origin: Mapping[str, Any] | None = None
     unused_parts: Sequence[nn.Module] = ()
 

@@ -106,6 +106,11 @@ class ImageOptions(BaseOptions):
         strengths = (self.color_jitter, self.hue, self.rotation, self.erasing)
         return self.augment != "none" or self.auto_augment is not None or any(strengths)
 
+    @property
+    def sets_normalization(self) -> bool:
+        """Whether mean or std are set, instead of the backbone's."""
+        return self.normalize is not None or self.mean is not None or self.std is not None
+
     def normalization(self, mean: RGB, std: RGB) -> tuple[RGB, RGB]:
         """Return the mean to subtract and the std to divide by; `mean` and `std` are those of the backbone."""
         if self.normalize is not None:

@@ -52,12 +52,12 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=complete_backbone,
-        help="Backbone: a name from 'toast backbones', vit:MODEL or convnext:MODEL (of timm), or llama:MODEL.",
+        help="Backbone: a name from 'toast backbones', or PREFIX:MODEL, e.g. timm:MODEL or llama:MODEL.",
     ),
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="Backbone weights: a file, the folder of a language model, or 'none' for random weights."),
+    typer.Option(help="Backbone weights: a file, a folder of timm or transformers, or 'none' for random weights."),
 ]
 DatasetOption = Annotated[
     str | None,

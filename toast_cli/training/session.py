@@ -87,18 +87,22 @@ class Session:
         }
 
     def describe_backbone(self) -> list[str]:
-        """Return the backbone's notes and, for a weights file, how images are normalized."""
-        weights, preprocessing = self.recipe.backbone.weights, self.model.backbone.preprocessing
-        if weights in (None, "none") or preprocessing is None:
-            return list(self.model.backbone.notes)
+        """Return the backbone's notes and, for weights from a path, how images are normalized."""
+        backbone, weights, images = self.model.backbone, self.recipe.backbone.weights, self.recipe.images
+        notes = list(backbone.notes)
+        if weights in (None, "none") or backbone.preprocessing is None:
+            return notes
+        if backbone.normalization_note is not None and not images.sets_normalization:
+            return [*notes, backbone.normalization_note]
         mean, std = (
-            ", ".join(f"{value:.3g}" for value in values) for values in (preprocessing.mean, preprocessing.std)
+            ", ".join(f"{value:.3g}" for value in values)
+            for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
         )
-        return [
-            *self.model.backbone.notes,
-            f"Weights from {weights}. Images are normalized with mean ({mean}) and std ({std}), as for the published "
-            f"weights of {self.recipe.backbone.name}; images.normalize, or images.mean and images.std, change this.",
-        ]
+        origin = "as set in the recipe"
+        if not images.sets_normalization:
+            origin = f"as for the published weights of {self.recipe.backbone.name}; images.normalize, or images.mean "
+            origin += "and images.std, change this"
+        return [*notes, f"Weights from {weights}. Images are normalized with mean ({mean}) and std ({std}), {origin}."]
 
     def move_to_device(self) -> None:
         """Move the model to the device, or shard it over the processes with `training.shard`."""
