@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -135,7 +136,8 @@ def _load_from_file(model: str, path: Path, arguments: dict[str, Any], family: s
         )
     overlay = {"file": str(path), "custom_load": path.suffix == ".npz"}
     try:
-        with _record_state_dict_keys() as (missing, unexpected):
+        # timm's filter of DINOv3's files prints a line for every bias that the model does not have.
+        with _record_state_dict_keys() as (missing, unexpected), redirect_stdout(StringIO()):
             module = _create_model(model, arguments, family, pretrained=True, pretrained_cfg_overlay=overlay)
         _require_all_weights(module, missing, unexpected)
         return module
