@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py --backbone vit_b16 --batch 8 --repeats 7
     python benchmarks/speed.py --backbone convnext_b --what inference
+    python benchmarks/speed.py --backbone dinov3_s16 --image-size 224 --batch 4 --what inference
 
 Inference is measured against the plain backbone with a head of as many classes, a training step against LoRA (PEFT,
 rank 4 on q, k, v). Weights are random. All ways take turns; medians and their ratios are printed. Memory is the highest
@@ -47,14 +48,17 @@ METHODS: dict[str, Any] = {
 }
 
 
-def made(backbone: str, method: Any, classes: int, device: str) -> Model:
+def made(given: argparse.Namespace, method: Any) -> Model:
     """A model with random weights everywhere, the feedback path's included."""
     method = {"name": method} if isinstance(method, str) else method
     if method["name"].startswith("toast"):
         method = {**method, "start": "random"}
-    raw = {"backbone": {"name": backbone, "weights": "none"}, "dataset": "demo", "method": method}
+    backbone: dict[str, Any] = {"name": given.backbone, "weights": "none"}
+    if given.image_size is not None:
+        backbone["image_size"] = given.image_size
+    raw = {"backbone": backbone, "dataset": "demo", "method": method}
     recipe = build_recipe(raw, {}, origin="a benchmark")
-    return build_model(recipe, tuple(str(number) for number in range(classes))).to(device)
+    return build_model(recipe, tuple(str(number) for number in range(given.classes))).to(given.device)
 
 
 def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
@@ -79,11 +83,11 @@ def flops(way: Callable[[], Any]) -> int:
 
 def inference(given: argparse.Namespace) -> None:
     ways: dict[str, Callable[[], Any]] = {}
-    plain = made(given.backbone, "linear", given.classes, given.device).eval()
+    plain = made(given, "linear").eval()
     images = plain.backbone.example(given.batch).to(given.device)
     ways["plain"] = lambda: plain(images)
     for name in given.methods:
-        model = made(given.backbone, METHODS[name], given.classes, given.device).eval()
+        model = made(given, METHODS[name]).eval()
         with torch.no_grad():
             before, seen = model(images), model.forward_passes(images)[0]
             model = fold_model(model)
@@ -107,7 +111,7 @@ class Training:
         self, given: argparse.Namespace, method: Any, batch: dict[str, Any], *, checkpointing: bool = False
     ) -> None:
         self.given, self.batch = given, batch
-        model = made(given.backbone, method, given.classes, given.device).train()
+        model = made(given, method).train()
         model.backbone.checkpointing = checkpointing
         self.run = TrainingStep(model)
         self.optimizer = make_optimizer(model, TrainingOptions(optimizer="adamw", lr=1e-4))
@@ -198,6 +202,7 @@ def training(given: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_b16", help="a name; its weights are random")
+    parser.add_argument("--image-size", type=int, help="side of the images; default: the backbone's own")
     parser.add_argument("--what", choices=["inference", "training", "both"], default="both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     for name, default in (("batch", 8), ("classes", 200), ("repeats", 5)):
