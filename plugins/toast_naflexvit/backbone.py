@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import DiffAttention
 from timm.models.naflexvit import NaFlexVit
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from toast_cli.plugin import Preprocessing, Readout, State, ToastError
 from toast_timm.any_model import set_timm_origin
 from toast_timm.flat_transformer import BlockContext, FlatTransformer
 from toast_timm.loading import get_preprocessing
-from toast_timm.value_projection import find_value_projection
+from toast_timm.value_projection import find_value_projections, is_differential
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,8 @@ class NaFlexVitBackbone(FlatTransformer):
     module: NaFlexVit
 
     def __init__(self, module: NaFlexVit, preprocessing: Preprocessing) -> None:
-        attentions = [getattr(block, "attn", None) for block in module.blocks]
-        found = [None if attention is None else find_value_projection(attention) for attention in attentions]
-        projections = [[projection] for projection in found if projection is not None]
-        if len(projections) < len(found):
+        projections = [find_value_projections(block) for block in module.blocks]
+        if not all(projections):
             raise ToastError(
                 f"The blocks of this {type(module).__name__} have no value projection that toast knows.",
                 "TOAST adds its signal to the input of the values.",
@@ -55,8 +52,9 @@ class NaFlexVitBackbone(FlatTransformer):
                 code="backbone.cannot-steer",
             )
         super().__init__(module, list(module.blocks), projections, preprocessing)
-        self.has_attention = not any(isinstance(attention, DiffAttention) for attention in attentions)
-        self.adapter_targets = ("q_proj", "v_proj") if projections[0][0].name == "v_proj" else ("qkv",)
+        every = [projection for block in projections for projection in block]
+        self.has_attention = not any(is_differential(projection) for projection in every)
+        self.adapter_targets = sorted({projection.name for projection in every})
         self.takes_prompts = module.rope is None
         self.prefix_tokens = module.num_prefix_tokens
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import Attention, AttentionRope, DiffAttention
+from timm.models.eva import EvaAttention
+from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,9 +170,24 @@ class ValueProjection:
         return self.call_layer() if is_skipped else nullcontext()
 
 
-def find_value_projection(attention: nn.Module) -> ValueProjection | None:
-    """Return the layer of a timm attention that makes its values, or None if it has none of timm's usual names."""
-    fused, own = (getattr(attention, name, None) for name in ("qkv", "v_proj"))
-    if isinstance(fused, nn.Linear):
-        return ValueProjection(attention, "qkv", fused.out_features // 3)
-    return ValueProjection(attention, "v_proj", own.out_features) if isinstance(own, nn.Linear) else None
+def find_value_projections(block: nn.Module) -> list[ValueProjection]:
+    """Return the layers of a stock block that make values: none if toast does not know its attention.
+
+    A block of parallel attentions has several. A block that runs attention and MLP in parallel projects q, k, v and the
+    input of its MLP with one layer, whose last rows are the values.
+    """
+    if isinstance(block, ParallelScalingBlock | DiffParallelScalingBlock):
+        return [ValueProjection(block, "in_proj", block.in_split[-1])]
+    known = (Attention, AttentionRope, DiffAttention, EvaAttention)
+    return [_find_value_projection(part) for part in block.modules() if isinstance(part, known)]
+
+
+def is_differential(projection: ValueProjection) -> bool:
+    """Return whether an attention is the difference of two maps, so that it has no map whose rows are weights."""
+    return isinstance(projection.attention, DiffAttention | DiffParallelScalingBlock)
+
+
+def _find_value_projection(attention: Any) -> ValueProjection:
+    if isinstance(attention.qkv, nn.Linear):
+        return ValueProjection(attention, "qkv", attention.qkv.out_features // 3)
+    return ValueProjection(attention, "v_proj", attention.v_proj.out_features)

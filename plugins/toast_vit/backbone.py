@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.layers import Attention, DiffAttention
-from timm.models.vision_transformer import (
-    Block,
-    DiffParallelScalingBlock,
-    ParallelScalingBlock,
-    VisionTransformer,
-)
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -27,18 +22,7 @@ from toast_cli.plugin import (
     resolve_signal,
 )
 from toast_timm.flat_transformer import FlatTransformer
-from toast_timm.value_projection import ValueProjection, replace_forward
-
-
-def find_value_projections(block: nn.Module) -> list[ValueProjection]:
-    """Return the layers of a block that make values, of which a block of parallel attentions has several.
-
-    Parallel blocks project q, k, v and the input of their MLP with one layer, whose last rows are the values.
-    """
-    if isinstance(block, ParallelScalingBlock | DiffParallelScalingBlock):
-        return [ValueProjection(block, "in_proj", block.in_split[-1])]
-    attentions = [part for part in block.modules() if isinstance(part, Attention | DiffAttention)]
-    return [ValueProjection(attention, "qkv", attention.qkv.out_features // 3) for attention in attentions]
+from toast_timm.value_projection import ValueProjection, find_value_projections, is_differential, replace_forward
 
 
 def attend_from_leading_tokens(
@@ -116,8 +100,7 @@ class VitBackbone(FlatTransformer):
             )
         super().__init__(module, list(module.blocks), projections, preprocessing)
         every = [projection for block in projections for projection in block]
-        differential = (DiffAttention, DiffParallelScalingBlock)
-        self.has_attention = not any(isinstance(projection.attention, differential) for projection in every)
+        self.has_attention = not any(is_differential(projection) for projection in every)
         self.adapter_targets: Sequence[str] = sorted({projection.name for projection in every})
         self.prefix_tokens = module.num_prefix_tokens
         own_pooling = type(module).forward_head is VisionTransformer.forward_head  # a distilled DeiT pools two tokens
