@@ -11,6 +11,7 @@ from torch import nn
 
 from toast_cli.plugin import Backbone, ToastError, UsageError, wrap_model
 from toast_timm.classifier import load_pretrained_classifier
+from toast_timm.image_size import check_image_size
 from toast_timm.loading import (
     ModelSource,
     build_module,
@@ -35,6 +36,7 @@ def build_any_model(model: str, options: TimmOptions) -> Backbone:
     """
     source: ModelSource = {"model": model, "weights": options.weights, "family": "a timm model", "named": ("*",)}
     module = _build_with_accepted_arguments(source, options)
+    check_image_size(module, options)
     backbone = _find_family(module, model)
     backbone.origin, backbone.unused_parts = None, ()
     backbone.classifier = partial(load_pretrained_classifier, **source)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from toast_cli.plugin import Preprocessing, ToastError, UsageError, refuse_lfs_pointers
+from toast_timm.image_size import check_image_size
 from toast_vit.backbone import VitBackbone
-from toast_vit.loading import check_image_size
 from toast_vit.options import VitOptions
 
 IMAGE_SIDE = 64

@@ -7,33 +7,13 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_cli.plugin import UsageError
 from toast_timm.any_model import set_timm_origin
 from toast_timm.classifier import load_pretrained_classifier
+from toast_timm.image_size import check_image_size
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_timm.weights_file import describe_normalization
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
-
-
-def check_image_size(module: Any, options: VitOptions) -> None:
-    """Check that the image size is a multiple of the patch size: the rest would be cropped, and maps would not fit.
-
-    Raises:
-        UsageError: A side is not a multiple of the patch size.
-    """
-    size = options.image_size
-    embed = getattr(module, "patch_embed", None)
-    if size is None or embed is None or getattr(embed, "dynamic_img_pad", False):
-        return
-    for side, patch in zip((size, size) if isinstance(size, int) else size, embed.patch_size, strict=True):
-        if side % patch:
-            nearest = max(round(side / patch), 1) * patch
-            raise UsageError(
-                f"backbone.image_size={side} is not a multiple of the patch size of {patch} pixels.",
-                what_to_do=f"The nearest multiple is {nearest}.",
-                code="backbone.wrong-image-size",
-            )
 
 
 def wrap_vit(module: Any) -> VitBackbone | None:

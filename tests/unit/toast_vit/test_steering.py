@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+import tests.contract.tiny_models.vit  # noqa: F401  # registers them with timm
 from toast_cli import registry
-from toast_cli.backbones.base import State
+from toast_cli.backbones.base import State, Trace
 from toast_cli.utils.errors import ToastError
 
 KINDS = [
@@ -17,6 +17,9 @@ KINDS = [
     "vit:test_vit2",
     "vit:test_vit3",
     "vit:test_vit4",
+    "timm:test_vit_parallel",
+    "timm:test_vit_differential",
+    "timm:test_vit_differential_parallel",
     # Two attentions side by side in every block.
     pytest.param("vit:vit_small_patch16_18x2_224", marks=pytest.mark.e2e),
 ]
@@ -24,17 +27,17 @@ KINDS = [
 
 
 class ByHand(nn.Module):
-    """`Q = W_Q X, K = W_K X, V = W_V (X + X_td)` (section 3.1, step iv), in place of the fused projection."""
+    """`Q = W_Q X, K = W_K X, V = W_V (X + X_td)` (section 3.1, step iv), in place of the fused projection.
 
-    def __init__(self, qkv: nn.Linear, signal: Tensor) -> None:
+    Parallel blocks project the input of their MLP with the same layer, before q.
+    """
+
+    def __init__(self, fused: nn.Linear, signal: Tensor, values: int) -> None:
         super().__init__()
-        self.qkv, self.signal = qkv, signal
+        self.fused, self.signal, self.values = fused, signal, values
 
     def forward(self, x: Tensor) -> Tensor:
-        W_Q, W_K, W_V = self.qkv.weight.chunk(3)
-        biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
-        inputs = (x, x, x + self.signal)
-        return torch.cat([F.linear(i, W, b) for i, W, b in zip(inputs, (W_Q, W_K, W_V), biases, strict=True)], dim=-1)
+        return torch.cat([self.fused(x)[..., : -self.values], self.fused(x + self.signal)[..., -self.values :]], dim=-1)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -51,22 +54,35 @@ def test_a_steered_block_is_the_stock_block_with_other_values(name: str) -> None
     for index in (0, len(backbone.levels) - 1):
         ours = backbone.level(index, State(state.hidden), signal).hidden
         plain = backbone.level(index, State(state.hidden)).hidden
-        stock = [attention.qkv for attention in backbone.attentions[index]]
-        for attention in backbone.attentions[index]:
-            attention.qkv = ByHand(attention.qkv, signal)
+        projections = backbone.projections[index]
+        stock = [projection.layer for projection in projections]
+        for projection in projections:
+            setattr(projection.attention, projection.name, ByHand(projection.layer, signal, projection.width))
         by_hand = backbone.module.blocks[index](state.hidden)
-        for attention, qkv in zip(backbone.attentions[index], stock, strict=True):
-            attention.qkv = qkv
+        for projection, layer in zip(projections, stock, strict=True):
+            setattr(projection.attention, projection.name, layer)
         assert torch.allclose(ours, by_hand, atol=1e-9, rtol=1e-9)
         assert not torch.allclose(ours, plain, atol=1e-3)
 
 
-@pytest.mark.parametrize("model", ["vit_pwee_patch16_reg1_gap_256", "vit_dwee_patch16_reg1_gap_256"])
-def test_a_vit_that_fuses_its_values_with_something_else_is_refused_by_name(model: str) -> None:
-    card = registry.load_backbone_card(f"vit:{model}")
-    with pytest.raises(ToastError) as refused:
-        card.build(card.options(name=f"vit:{model}", weights="none"))
-    assert refused.value.code == "backbone.cannot-steer"
+@torch.no_grad()
+def test_maps_are_those_of_the_unfused_attention() -> None:
+    torch.manual_seed(0)
+    card = registry.load_backbone_card("timm:test_vit_parallel")
+    backbone = card.build(card.options(name="timm:test_vit_parallel", weights="none"))
+    state = backbone.enter(backbone.example(2))
+    fused, unfused = Trace(attention_of=frozenset({0})), Trace(attention_of=frozenset({0}))
+    backbone.level(0, state, trace=fused)
+    backbone.module.blocks[0].fused_attn = False
+    backbone.level(0, state, trace=unfused)
+    assert torch.allclose(fused.attention[0], unfused.attention[0], atol=1e-6)
+    assert set(fused.mismatch) == {0} and not unfused.mismatch
+
+
+def test_differential_attention_has_no_maps() -> None:
+    card = registry.load_backbone_card("timm:test_vit_differential")
+    backbone = card.build(card.options(name="timm:test_vit_differential", weights="none"))
+    assert not backbone.has_attention
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(60, 64), ((64, 70), 72)])

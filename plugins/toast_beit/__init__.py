@@ -1,0 +1,1 @@
+"""BEiT and BEiTv2: timm's `Beit`, steered in its values."""

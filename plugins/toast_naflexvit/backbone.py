@@ -1,0 +1,130 @@
+"""A stock timm `NaFlexVit` as a backbone with two passes: images of any aspect ratio, signals at the values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.naflexvit import NaFlexVit
+from torch import Tensor
+
+from toast_cli.plugin import Preprocessing, Readout, State, ToastError
+from toast_timm.any_model import set_timm_origin
+from toast_timm.flat_transformer import BlockContext, FlatTransformer
+from toast_timm.loading import get_preprocessing
+from toast_timm.value_projection import find_value_projections, is_differential
+
+
+@dataclass(frozen=True)
+class PatchArguments:
+    """What blocks need beside the tokens: the rotary table (one per block if mixed), the additive mask, and `real`."""
+
+    rope: Any = None
+    mask: Tensor | None = None
+    valid: Tensor | None = None
+
+
+class NaFlexVitBackbone(FlatTransformer):
+    """Any timm `NaFlexVit`. A level is a block.
+
+    Inputs are images `[B, 3, H, W]` of any size and aspect ratio that the patches fill, for which the model resizes its
+    position embeddings, or the mapping that timm's NaFlex loader makes from images of different sizes: `patches`
+    `[B, N, P * P * 3]`, their rows and columns `patch_coord` `[B, N, 2]`, and `patch_valid` `[B, N]`, False on padding.
+    `z` is every token after the model's final norm, before or after pooling; `real` is False on padding, which no real
+    token attends to.
+
+    Raises:
+        ToastError: A block has no value projection of its own.
+    """
+
+    any_image_size = True
+    module: NaFlexVit
+
+    def __init__(self, module: NaFlexVit, preprocessing: Preprocessing) -> None:
+        projections = [find_value_projections(block) for block in module.blocks]
+        if not all(projections):
+            raise ToastError(
+                f"The blocks of this {type(module).__name__} have no value projection that toast knows.",
+                "TOAST adds its signal to the input of the values.",
+                "Choose a NaFlexViT with ordinary attention blocks.",
+                code="backbone.cannot-steer",
+            )
+        super().__init__(module, list(module.blocks), projections, preprocessing)
+        every = [projection for block in projections for projection in block]
+        self.has_attention = not any(is_differential(projection) for projection in every)
+        self.adapter_targets = sorted({projection.name for projection in every})
+        self.takes_prompts = module.rope is None
+        self.prefix_tokens = module.num_prefix_tokens
+
+    def enter(self, inputs: Tensor | Mapping[str, Tensor]) -> State:
+        """Return tokens `[B, N, d]` with position embeddings, of images or of patches."""
+        given = inputs if isinstance(inputs, Mapping) else {"patches": inputs}
+        names = ("patch_coord", "patch_valid", "attn_mask")
+        embedded = self.module._forward_embeds(given["patches"], *(given.get(name) for name in names))
+        rope = embedded["rope_embeds"]
+        if self.module.rope_is_mixed and rope is not None:
+            rope = tuple(rope)  # timm's iterator gives each block its own
+        arguments = PatchArguments(rope, embedded["attn_mask"], embedded["patch_valid"])
+        return State(embedded["patches"], BlockContext(arguments))
+
+    def run_block(self, index: int, hidden: Tensor, arguments: PatchArguments | None) -> Tensor:
+        """Run one stock block. A state that was rebuilt from its tokens is one of images of the preprocessed size."""
+        vit = self.module
+        arguments = arguments or PatchArguments(self._make_rope())
+        rope = arguments.rope
+        rotation = {} if rope is None else {"rope": rope[index] if vit.rope_is_mixed else rope}
+        tokens: Tensor = vit.blocks[index](hidden, attn_mask=arguments.mask, **rotation)
+        return tokens
+
+    def leave(self, state: State) -> Readout:
+        """Return the tokens after the final norm `[B, N, d]` and the model's own pooled features `[B, d]`."""
+        vit = self.module
+        valid = None if state.context is None or state.context.arguments is None else state.context.arguments.valid
+        tokens = vit.norm(state.hidden)
+        z = vit.fc_norm(tokens)
+        pooled = vit.forward_head(tokens, pre_logits=True, patch_valid=valid)
+        if valid is None:
+            return Readout(z=z, compared=z, pooled=pooled)
+        prefix = valid.new_ones((len(valid), self.prefix_tokens), dtype=torch.bool)
+        return Readout(z=z, compared=z, pooled=pooled, real=torch.cat((prefix, valid.bool()), dim=1))
+
+    def stock(self, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Run timm's own forward pass up to the pooled features `[B, d]`."""
+        if not isinstance(inputs, Mapping):
+            return super().stock(inputs)
+        return self.module.forward_head(**self.module.forward_features(**inputs), pre_logits=True)
+
+    def grid(self, inputs: Tensor | Mapping[str, Tensor]) -> tuple[int, int]:
+        """Return the rows and columns of patches, or one row of all patches if the grids of a batch differ."""
+        if not isinstance(inputs, Mapping):
+            rows, columns = self.module.embeds.dynamic_feat_size(tuple(inputs.shape[-2:]))
+            return rows, columns
+        rows, columns = (int(side) + 1 for side in inputs["patch_coord"].amax(dim=(0, 1)))
+        count = inputs["patches"].shape[1]
+        return (rows, columns) if rows * columns == count else (1, count)
+
+    def query_tokens(self) -> slice:
+        """Return the class token if the model pools it, else all patch tokens."""
+        return slice(0, 1) if self.module.global_pool == "token" else slice(self.prefix_tokens, None)
+
+    def _make_rope(self) -> Any:
+        if self.module.rope is None:
+            return None
+        size = self.require_preprocessing().image_size
+        return self.module.rope.get_embed(shape=self.module.embeds.dynamic_feat_size(size))
+
+
+def wrap_naflexvit(module: Any) -> NaFlexVitBackbone | None:
+    """Return the backbone of a timm NaFlexViT, or None for any other module.
+
+    Raises:
+        UsageError: The model does not read RGB images.
+        ToastError: It cannot be steered.
+    """
+    if not isinstance(module, NaFlexVit):
+        return None
+    backbone = NaFlexVitBackbone(module, get_preprocessing(module, module.embeds.default_img_size))
+    set_timm_origin(backbone, module)
+    return backbone

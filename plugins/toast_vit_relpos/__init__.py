@@ -1,0 +1,1 @@
+"""ViTs with relative positions: timm's `VisionTransformerRelPos`, steered in its values."""
