@@ -12,10 +12,21 @@ from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, ValueSignal
-from toast_swin.windows import steer_window_values
+from toast_swin.windows import (
+    AttentionCache,
+    get_value_weight,
+    record_attention,
+    reuse_attention,
+    steer_window_values,
+)
 from toast_timm.loading import get_licence
 
 SWIN_CLASSES = (SwinTransformer, SwinTransformerV2, SwinTransformerV2Cr)
+
+ZERO_NORMS = (
+    "The norms after attention are all zero, as in a new SwinV2: signals at the values have no effect before the "
+    "backbone is trained. Use pretrained weights."
+)
 
 
 def to_channels_last(map: Tensor) -> Tensor:
@@ -28,11 +39,6 @@ def to_channels_first(map: Tensor) -> Tensor:
     return map.permute(0, 3, 1, 2)
 
 
-def crop_to(signal: Tensor, hidden: Tensor) -> Tensor:
-    """Crop a signal `[B, H', W', C]` at the bottom and the right to the size of a map `[B, H, W, C]`."""
-    return signal[:, : hidden.shape[1], : hidden.shape[2]]
-
-
 class SwinBackbone(Backbone):
     """Any timm `SwinTransformer`, `SwinTransformerV2` or `SwinTransformerV2Cr`. A level is a block.
 
@@ -43,9 +49,9 @@ class SwinBackbone(Backbone):
 
     The patch merging before a stage belongs to the stage's first block, and `A_l` undoes it with a deconvolution of
     stride 2. The signal of such a level has the shape of the level's input, which is finer than the block's own tokens.
-    It is added to the input of the merging, as ConvNeXt's is to that of its down-sampling (section 4.4). The merging and
-    the block then run unchanged: this level's signal reaches Q, K and V through the residual stream. All other levels
-    keep their size, and their `A_l` and `B_l` are 1 by 1 deconvolutions: linear layers over the channels of a map.
+    It is added to the input of the merging, as ConvNeXt's is to that of its down-sampling (section 4.4). The merging
+    and the block then run unchanged: this level's signal reaches Q, K and V through the residual stream. All other
+    levels keep their size. Their `A_l` and `B_l` are 1 by 1 deconvolutions: linear layers over the channels of a map.
 
     Merging pads an odd side by one, so that feedback is one row or column larger than the map before. The signal is
     cropped there. `z` is the last map after the model's final norm, as for other transformers; SwinV2-CR has that norm
@@ -80,9 +86,12 @@ class SwinBackbone(Backbone):
                 self._add_level(merging, block)
                 merging = None
         self.level_modules = [part for merging, block in self.blocks for part in (merging, block) if part is not None]
-        # SwinV2 multiplies with the weight of its projection without calling the layer, so factors on it have no effect.
+        # SwinV2 uses the weight of its projection without calling the layer, so factors on it have no effect.
         called = not isinstance(module, SwinTransformerV2)
         self.adapter_targets = ("qkv",) if called else ("attn.proj", "mlp.fc1", "mlp.fc2")
+        norms = [] if isinstance(module, SwinTransformer) else [block.norm1.weight for _, block in self.blocks]
+        if norms and not any(weight.is_meta or bool(weight.any()) for weight in norms):
+            self.notes = [ZERO_NORMS]
 
     def _add_level(self, merging: Any, block: Any) -> None:
         projection = getattr(block.attn, "qkv", None)
@@ -109,25 +118,43 @@ class SwinBackbone(Backbone):
         """Run one stock block, after the merging before it. The signal `[B, C, H, W]` enters as the class says."""
         merging, block = self.blocks[index]
         hidden = to_channels_last(state.hidden)
-        steered: Any = nullcontext()
-        if isinstance(signal, ValueSignal):
-            values = crop_to(to_channels_last(signal.tensor), hidden)
-            steered = steer_window_values(block, ValueSignal(values))
-        elif signal is not None and merging is None:
-            steered = steer_window_values(block, crop_to(to_channels_last(signal), hidden))
-        elif signal is not None:
-            hidden = hidden + crop_to(to_channels_last(signal), hidden)
-        with steered:
+        cache = state.context if isinstance(state.context, AttentionCache) and state.context.index == index else None
+        attached: Any = nullcontext() if cache is None else record_attention(block, cache)
+        if signal is not None:
+            entering = self._crop(signal, hidden)
+            if merging is not None:
+                assert isinstance(entering, Tensor)  # a level with a merging has no value_weight
+                hidden = hidden + entering
+            elif cache is not None and cache.map is not None:
+                attached = reuse_attention(block, entering, cache)
+            else:
+                attached = steer_window_values(block, entering)
+        with attached:
             hidden = block(hidden if merging is None else merging(hidden))
         return State(to_channels_first(hidden))
+
+    def _crop(self, signal: Signal, hidden: Tensor) -> Signal:
+        """Return a signal `[B, C, H', W']` as `[B, H, W, C]`, with the size of a map `[B, H, W, C]`."""
+        rows, columns = hidden.shape[1:3]
+        if isinstance(signal, ValueSignal):
+            return ValueSignal(to_channels_last(signal.tensor[..., :rows, :columns]))
+        return to_channels_last(signal[..., :rows, :columns])
+
+    def keep(self, state: State, index: int) -> State:
+        """Cache the attention of the first steered block, which is the same in both passes except for the values.
+
+        With gradient checkpointing, nothing is cached.
+        """
+        if self.checkpointing or self.blocks[index][0] is not None:
+            return state
+        return State(state.hidden, AttentionCache(index))
 
     def value_weight(self, index: int) -> Tensor | None:
         """Return the value third of a block's fused projection, `[values, C]`; None for a level with a merging."""
         merging, block = self.blocks[index]
         if merging is not None:
             return None
-        weight: Tensor = block.attn.qkv.weight
-        return weight[2 * len(weight) // 3 :]
+        return get_value_weight(block.attn)
 
     def leave(self, state: State) -> Readout:
         """Return the last map after the final norm `[B, d, H, W]` and the pooled features `[B, d]`."""
