@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, ValueSignal
 from toast_swin.windows import (
     AttentionCache,
+    cache_attention,
     get_value_weight,
-    record_attention,
     reuse_attention,
     steer_window_values,
 )
@@ -119,7 +119,7 @@ class SwinBackbone(Backbone):
         merging, block = self.blocks[index]
         hidden = to_channels_last(state.hidden)
         cache = state.context if isinstance(state.context, AttentionCache) and state.context.index == index else None
-        attached: Any = nullcontext() if cache is None else record_attention(block, cache)
+        attached: Any = nullcontext() if cache is None else cache_attention(block, cache)
         if signal is not None:
             entering = self._crop(signal, hidden)
             if merging is not None:

@@ -101,8 +101,8 @@ class AttentionCache:
 
 
 @contextmanager
-def record_attention(block: nn.Module, cache: AttentionCache) -> Iterator[None]:
-    """Store the map and the mixed values of the attention that runs inside the block."""
+def cache_attention(block: nn.Module, cache: AttentionCache) -> Iterator[None]:
+    """Cache the map and the mixed values of the attention that runs inside the block."""
     attention: Any = block.attn
 
     def record_map(_: nn.Module, __: object, map: Tensor) -> None:
