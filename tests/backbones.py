@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from toast_cli.backbones.base import Backbone, Preprocessing
 from toast_convnext.backbone import ConvNeXtBackbone
 from toast_llama.backbone import LlamaBackbone
+from toast_swin.backbone import SwinBackbone
 from toast_vit.backbone import VitBackbone
 
 GREY = (0.5, 0.5, 0.5)
@@ -34,6 +36,13 @@ def convnext() -> ConvNeXtBackbone:
     return ConvNeXtBackbone(module, Preprocessing((64, 96), GREY, GREY))
 
 
+def swin() -> SwinBackbone:
+    module = SwinTransformer(
+        img_size=(32, 48), embed_dim=12, depths=(2, 2, 1), num_heads=(2, 4, 8), window_size=4, num_classes=0
+    )
+    return SwinBackbone(module, Preprocessing((32, 48), GREY, GREY))
+
+
 def llama() -> LlamaBackbone:
     config = LlamaConfig(
         vocab_size=40,
@@ -53,6 +62,7 @@ BACKBONES = {
     "vit, two attentions a block": lambda: vit(block_fn=ParallelThingsBlock),
     "vit, distilled, which pools two tokens": distilled,
     "convnext": convnext,
+    "swin": swin,
     "llama": llama,
 }
 

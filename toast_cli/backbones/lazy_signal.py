@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValueSignal:
-    """A signal already multiplied by the level's `value_weight`, `[B, N, values]`, which is added to the values."""
+    """A signal times the level's `value_weight`, `[B, N, values]` or `[B, values, H, W]`: it is added to the values."""
 
     tensor: Tensor
 

@@ -9,6 +9,9 @@ only cheaper if there are few values (grouped-query attention).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -46,14 +49,63 @@ def compose_feedback(
     Returns:
         Each matrix maps a cell of d channels to a patch of R by R cells of C' channels. R is 1 except for maps.
     """
-    matrices: list[Tensor] = []
+    return compose_segments(feedback, backbone, levels, P, dtype, frozenset(), to_values=to_values)[1]
+
+
+def compose_segments(
+    feedback: FeedbackPath,
+    backbone: Backbone,
+    levels: range,
+    P: Tensor | None,
+    dtype: torch.dtype,
+    carried: Collection[int],
+    *,
+    to_values: bool = True,
+) -> tuple[dict[int, Tensor], list[Tensor]]:
+    """Return matrices to the feedback `u_l` at the `carried` levels, and from there to each level's signal.
+
+    The arguments are those of `compose_feedback`. Every matrix starts at the feedback carried last, or at the input of
+    the path. The first result has the matrix to `u_l` of each carried level, the second that to the signal of every
+    level, first level first.
+    """
+    to_carried: dict[int, Tensor] = {}
+    to_signals: list[Tensor] = []
     so_far = None if P is None else P.to(dtype)[:, None, None, :]
     for index, A_l, B_l in reversed(list(zip(levels, feedback.A, feedback.B, strict=True))):
         level, W_V = backbone.levels[index], backbone.value_weight(index) if to_values else None
         so_far = _compose(_reshape_to_patches(A_l, level.width_in, dtype), so_far)
+        if index in carried:
+            to_carried[index], so_far = so_far, None
         F_l = _compose(_reshape_to_patches(B_l, level.width_in, dtype), so_far)
-        matrices.append(F_l if W_V is None else _compose(W_V.to(dtype)[:, None, None, :], F_l))
-    return matrices[::-1]
+        to_signals.append(F_l if W_V is None else _compose(W_V.to(dtype)[:, None, None, :], F_l))
+    return to_carried, to_signals[::-1]
+
+
+def choose_carried_levels(backbone: Backbone, levels: range) -> frozenset[int]:
+    """Return the levels at which computing `u_l` makes the signals cheapest, given the composed matrices.
+
+    A matrix costs the channels that it reads times the values that it writes. So a level of few channels is worth a
+    stop if enough levels before it then read those instead of z. Levels of equal width need none.
+    """
+    cells, sizes = 1, {}
+    for index in reversed(levels):
+        level, W_V = backbone.levels[index], backbone.value_weight(index)
+        cells *= level.stride**2
+        sizes[index] = (level.width_in, cells * level.width_in, cells * (level.width_in if W_V is None else len(W_V)))
+
+    @cache
+    def choose(index: int, channels: int) -> tuple[int, frozenset[int]]:
+        """Return the cost of the signals up to a level, from feedback of these channels, and the levels to stop at."""
+        if index < levels.start:
+            return 0, frozenset()
+        width, carried_values, signal_values = sizes[index]
+        passed, stops = choose(index - 1, channels)
+        after_stop, stops_after = choose(index - 1, width)
+        passing = channels * signal_values + passed
+        stopping = channels * carried_values + width * signal_values + after_stop
+        return (stopping, stops_after | {index}) if stopping < passing else (passing, stops)
+
+    return choose(levels.stop - 1, backbone.levels[levels.stop - 1].width_out)[1]
 
 
 def is_composition_cheaper(feedback: FeedbackPath, backbone: Backbone, levels: range, z: Tensor) -> bool:

@@ -27,7 +27,8 @@ class Deconvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map every cell to its patch."""
-        return F.pixel_shuffle(self.patch(x), self.stride)
+        patches = self.patch(x)
+        return patches if self.stride == 1 else F.pixel_shuffle(patches, self.stride)
 
 
 def build_feedback_layer(level: Level) -> nn.Module:

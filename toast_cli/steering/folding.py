@@ -1,7 +1,9 @@
 """Folding: at inference, one matrix replaces all layers from z to a level (not in the paper; it follows from 3.1).
 
 After the tokens are weighed, only linear maps follow (see `composition`), so level l only needs
-`F_l = W_V,l B_l A_l ... A_L P`.
+`F_l = W_V,l B_l A_l ... A_L P`. In a network of stages, earlier levels have fewer channels and more cells than z. If it
+is cheaper, the feedback `u_k` of a later level k is computed on the way, and level l starts there:
+`F_l = W_V,l B_l A_l ... A_(k-1)`.
 
 The two passes cannot be merged into one: the signal of a level depends on z, the output of a whole pass over the same
 input, and on the cosine in m, which is not linear. LoRA's factors are constants and can be merged.
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Level, Readout
 from toast_cli.backbones.lazy_signal import Signal, ValueSignal
-from toast_cli.steering.composition import compose_feedback
+from toast_cli.steering.composition import choose_carried_levels, compose_segments
 from toast_cli.steering.feedback import Deconvolution
 from toast_cli.steering.selection import TokenSelection
 from toast_cli.steering.steering import BaseSteering, Steering
@@ -26,8 +28,9 @@ class FoldedSteering(BaseSteering):
     """A steering with one matrix per level that replaces P, `A_l`, `B_l` and, if the level has one, `W_V`.
 
     `F[l]` counts from the first steered level. For maps, it is a deconvolution from the cells of the last level to the
-    level's input, whose stride is the product of all strides between. Products are computed in float64 and stored in
-    the data type of the steering.
+    level's input, whose stride is the product of all strides between. `U` has the matrices to the feedback that is
+    computed on the way, by the same count; the matrices of the levels before start there. Products are computed in
+    float64 and stored in the data type of the steering.
 
     Args:
         steering: The steering to fold. Its weights, including low-rank factors, are read and not changed.
@@ -41,17 +44,28 @@ class FoldedSteering(BaseSteering):
         selection, feedback = steering.selection, steering.feedback
         self.selection = TokenSelection(len(selection.xi), selection.channel_dim, by_token=selection.by_token)
         self.selection.xi = selection.xi
-        F = compose_feedback(feedback, backbone, self.levels, selection.P, torch.float64)
+        carried = choose_carried_levels(backbone, self.levels)
+        U, F = compose_segments(feedback, backbone, self.levels, selection.P, torch.float64, carried)
         self.F = nn.ModuleList(
             _build_folded_layer(F_l, backbone.levels[index]).to(selection.P)
             for index, F_l in zip(self.levels, F, strict=True)
+        )
+        self.U = nn.ModuleDict(
+            {
+                str(index - self.levels.start): _build_folded_layer(U_l, backbone.levels[index]).to(selection.P)
+                for index, U_l in U.items()
+            }
         )
         self._enters_at_values = [backbone.value_weight(index) is not None for index in self.levels]
 
     def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Return the similarity map, `m_i z_i`, and the signals of the steered levels, first level first."""
         m, weighed = self.selection(first)
-        sent = [F_l(weighed) for F_l in self.F]
+        u, sent = weighed, []
+        for place, F_l in reversed(list(enumerate(self.F))):
+            if str(place) in self.U:
+                u = self.U[str(place)](u)
+            sent.insert(0, F_l(u))
         return m, weighed, [ValueSignal(x) if at else x for x, at in zip(sent, self._enters_at_values, strict=True)]
 
 

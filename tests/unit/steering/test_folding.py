@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from tests.backbones import BACKBONES, convnext, example, randomly
+from toast_cli.backbones.base import Level
+from toast_cli.steering.composition import choose_carried_levels
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.lite import add_low_rank_factors
 from toast_cli.steering.steering import Steering, run_one_pass, run_two_passes
@@ -29,6 +31,16 @@ def test_one_matrix_a_level_gives_what_the_feedback_path_gave(name: str, levels:
     assert (before.last.pooled - after.last.pooled).abs().max() < 1e-9
     assert torch.equal(before.similarity, after.similarity)
     assert len(path.F) == len(steering.levels)
+
+
+def test_feedback_stops_where_that_makes_later_matrices_cheaper() -> None:
+    """Stages of widths 96, 192, 384 and 768: the narrow levels read few channels instead of those of z."""
+    narrow = convnext()
+    widths = [(96, 96, 1)] * 2 + [(96, 192, 2), (192, 192, 1), (192, 384, 2), (384, 384, 1)]
+    narrow.levels = [Level(width_in, width_out, "deconvolution", stride) for width_in, width_out, stride in widths]
+    assert choose_carried_levels(narrow, range(6)) == {2, 4}
+    assert choose_carried_levels(narrow, range(2)) == frozenset()
+    assert FoldedSteering(Steering(narrow), narrow).U.keys() == {"2", "4"}
 
 
 def test_low_rank_factors_are_folded_in() -> None:
