@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ from torch.nn import functional as F
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
 from toast_convnet.map_format import MapFormat
-from toast_convnet.stages import StagedNetwork, copy_without_data, cut_into_stages, make_images_without_data
+from toast_convnet.stages import (
+    StagedNetwork,
+    accepts_size,
+    copy_without_data,
+    cut_into_stages,
+    make_images_without_data,
+)
 from toast_timm.loading import get_licence
 
 
@@ -51,7 +58,6 @@ class ConvNetBackbone(Backbone):
             if _takes_low_rank_factors(part)
         ]
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
-        self.any_image_size = self._network.any_size
         if self._network.merged:
             self.notes = (
                 f"Stages {', '.join(self._network.merged)} pass more than one map on; "
@@ -91,6 +97,13 @@ class ConvNetBackbone(Backbone):
     def stock(self, inputs: Tensor) -> Tensor:
         """Run timm's own forward pass up to the pooled features `[B, d]`."""
         return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
+
+    @cached_property
+    def any_image_size(self) -> bool:  # type: ignore[override]
+        """Whether images may have another size than that of the model's configuration."""
+        height, width = self.require_preprocessing().image_size
+        reduction = self._network.stages[-1].reduction
+        return accepts_size(self.module, (height + reduction, width + 2 * reduction))
 
     @property
     def licence(self) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from toast_cli.plugin import Backbone
+from toast_cli.plugin import Backbone, ToastError
 from toast_convnet.backbone import ConvNetBackbone
 from toast_timm.any_model import set_timm_origin
-from toast_timm.loading import get_preprocessing
+from toast_timm.loading import get_preprocessing, require_rgb_input
+
+TIMM_MODELS = "timm.models."
 
 OTHER_FAMILIES = (
     *("beit", "cait", "convnext", "deit", "eva", "hiera", "maxxvit", "mvitv2", "naflexvit", "pvt_v2", "xcit"),
@@ -23,9 +25,14 @@ def wrap_convnet(module: Any) -> Backbone | None:
         ToastError: The model cannot be cut into stages.
         UsageError: The model does not read RGB images.
     """
-    origins = [base.__module__.removeprefix("timm.models.") for base in type(module).__mro__ if base.__module__.startswith("timm.models.")]
+    parents = [base.__module__ for base in type(module).__mro__ if base.__module__.startswith(TIMM_MODELS)]
+    origins = {parent.removeprefix(TIMM_MODELS) for parent in parents}
     if not origins or any(name in OTHER_FAMILIES or name.startswith("vision_transformer") for name in origins):
         return None
-    backbone = ConvNetBackbone(module, get_preprocessing(module))
-    set_timm_origin(backbone, module)
+    try:
+        backbone = ConvNetBackbone(module, get_preprocessing(module))
+    except ToastError:
+        require_rgb_input(module)  # the more useful reason
+        raise
+    set_timm_origin(backbone, module, input_checked=True)
     return backbone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,14 +41,13 @@ class Stage:
 class StagedNetwork:
     """The stages of a network; `tail` is what `forward_features` computes after the last one.
 
-    With `any_size`, it accepts images of other sizes than that of its configuration. `merged` are the declared stages that are no stage here: more than one map runs between them and the next.
+    `merged` are the declared stages that are no stage here: more than one map runs between them and the next.
     """
 
     stages: tuple[Stage, ...]
     tail: Part
     tail_overwrites: bool
     head_width: int
-    any_size: bool
     merged: tuple[str, ...]
 
 
@@ -84,15 +83,11 @@ def cut_into_stages(module: Any, size: tuple[int, int]) -> StagedNetwork:
         reason = " ".join(str(error).split())[:160]
         raise refuse(name, f"Its forward pass cannot be cut into stages: {type(error).__name__}: {reason}") from error
     try:
-        network = copy_without_data(module)
-        run = _run_without_data(network, graph, size)
+        run = _run_without_data(copy_without_data(module), graph, size)
     except Exception as error:  # a network may raise anything on a size that it is not made for
         reason = " ".join(str(error).split())[:160]
         raise refuse(name, f"It does not run on images of {size[0]} × {size[1]} pixels: {reason}") from error
-    staged = _build_stages(name, declared, graph, run, size)
-    reduction = staged.stages[-1].reduction
-    any_size = _runs_on(network, (size[0] + reduction, size[1] + 2 * reduction))
-    return replace(staged, any_size=any_size)
+    return _build_stages(name, declared, graph, run, size)
 
 
 def refuse(name: str, reason: str) -> ToastError:
@@ -121,8 +116,9 @@ def make_images_without_data(module: nn.Module, size: tuple[int, int]) -> Tensor
 
 
 @torch.no_grad()
-def _runs_on(network: Any, size: tuple[int, int]) -> bool:
-    """Return whether a network on the meta device accepts images of this size."""
+def accepts_size(module: nn.Module, size: tuple[int, int]) -> bool:
+    """Return whether a model accepts images of this (height, width)."""
+    network: Any = copy_without_data(module)
     try:
         network.forward_head(network.forward_features(make_images_without_data(network, size)), pre_logits=True)
     except Exception:  # any failure means that it does not
@@ -169,7 +165,7 @@ def _build_stages(
     if run.pooled.ndim != 2:
         raise refuse(name, "It does not pool its last map to one vector per image.")
     tail = graph.extract_part(at, len(graph.nodes) - 1)
-    return StagedNetwork(tuple(stages), tail, run.is_overwritten(graph.cuts[at]), run.pooled.shape[1], False, tuple(merged))
+    return StagedNetwork(tuple(stages), tail, run.is_overwritten(graph.cuts[at]), run.pooled.shape[1], tuple(merged))
 
 
 def _find_end(
