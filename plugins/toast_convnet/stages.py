@@ -158,6 +158,8 @@ def _build_stages(
         width = exit.to_map(run.values[graph.cuts[end]]).shape[1]
         stages.append(Stage(graph.extract_part(at, end), entry, exit, width, info["reduction"], overwrites))
         at, entry, reduction = end, exit, info["reduction"]
+    if any(stage.exit.grid for stage in stages) and stages[0].reduction == stages[-1].reduction:
+        raise refuse(name, "Its blocks pass on tokens of one size, as a plain transformer's do: it has no stages.")
     if merged and merged[-1] == declared[-1]["module"]:
         raise refuse(name, f"Its last stage, '{merged[-1]}', does not put out one map of the size that timm declares.")
     if len(stages) < min(MIN_STAGES, len(declared)):
