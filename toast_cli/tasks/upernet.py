@@ -36,10 +36,13 @@ class FeatureMaps:
 
 
 def select_pyramid_levels(backbone: Backbone) -> list[int]:
-    """Return the levels of the pyramid, from 0: every stage of a ConvNet, four evenly spaced ones of a transformer."""
+    """Return the levels of the pyramid, from 0: a ConvNet's last four stages, four evenly spaced ones of a transformer.
+
+    A stem that is a stage of its own is left out, as is usual for UperNet on ResNets.
+    """
     count = len(backbone.levels)
     if backbone.channel_dim == 1:
-        return list(range(count))
+        return list(range(count))[-len(PYRAMID_SCALES) :]
     return [-(-count * part // len(PYRAMID_SCALES)) - 1 for part in range(1, len(PYRAMID_SCALES) + 1)]
 
 
