@@ -69,13 +69,18 @@ def _find_family(module: nn.Module, model: str) -> Backbone:
     return backbone
 
 
-def set_timm_origin(backbone: Backbone, module: nn.Module, prefix: str = "timm") -> None:
+def set_timm_origin(
+    backbone: Backbone, module: nn.Module, prefix: str = "timm", *, input_checked: bool = False
+) -> None:
     """Record what a wrapped model of a user is: its timm name and image size, and the parts that no pass runs.
+
+    With `input_checked`, the model is known to read RGB images, whatever its first layer reads.
 
     Raises:
         UsageError: The model does not read RGB images.
     """
-    require_rgb_input(module)
+    if not input_checked:
+        require_rgb_input(module)
     backbone.unused_parts = list_classifiers(module)
     name = get_model_name(module)
     if name is None:

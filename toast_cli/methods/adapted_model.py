@@ -23,6 +23,7 @@ class AdaptedModel(nn.Module):
 
     The backbone stays in evaluation mode whatever `train()` sets: stochastic depth and dropout would otherwise turn the
     two passes into different random networks. Only its `active` parts, trained or added by a method, follow `train()`.
+    Batch norms never do: their running statistics are no trained parameters, and no adapter would hold them.
 
     Trained parameters are kept in float32 whatever the data type of the backbone: in half precision most steps are
     smaller than the spacing of numbers, and AdamW's second moment underflows. Frozen parameters keep their data type.
@@ -53,6 +54,9 @@ class AdaptedModel(nn.Module):
         self.network.eval()
         for part in self._active:
             part.train(mode)
+        for layer in self.network.modules():
+            if getattr(layer, "running_var", None) is not None:
+                layer.eval()
         return self
 
     def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> PassOutputs:

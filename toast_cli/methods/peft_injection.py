@@ -41,6 +41,13 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
 
     network = backbone.module
     if not getattr(config, "target_modules", None):
+        if not backbone.adapter_targets:
+            raise UsageError(
+                f"No layer of this {type(network).__name__} takes PEFT's factors by default.",
+                "None is a plain linear layer or convolution, whose weight is used as it is.",
+                "Choose one of toast, toast-lite and full, or name the layers.",
+                code="method.peft-not-injected",
+            )
         config.target_modules = list(backbone.adapter_targets)
     if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 needs to know which targets belong to an MLP
         config.feedforward_modules = []

@@ -36,14 +36,16 @@ class FeatureMaps:
 
 
 def select_pyramid_levels(backbone: Backbone) -> list[int]:
-    """Return the levels of the pyramid, from 0: the end of every stage of maps, four evenly spaced ones of tokens.
+    """Return the levels of the pyramid, from 0: the ends of the last four stages of maps, four even ones of tokens.
 
-    A stage begins with a level that changes the size or the width of its input.
+    A stage begins with a level that changes the size or the width of its input. A stem that is a stage of its own
+    is left out, as is usual for UperNet on ResNets.
     """
     count = len(backbone.levels)
     if backbone.channel_dim == 1:
         begins = [level.stride > 1 or level.width_in != level.width_out for level in backbone.levels]
-        return [index for index in range(count) if index + 1 == count or begins[index + 1]]
+        ends = [index for index in range(count) if index + 1 == count or begins[index + 1]]
+        return ends[-len(PYRAMID_SCALES) :]
     return [-(-count * part // len(PYRAMID_SCALES)) - 1 for part in range(1, len(PYRAMID_SCALES) + 1)]
 
 
