@@ -36,10 +36,14 @@ class FeatureMaps:
 
 
 def select_pyramid_levels(backbone: Backbone) -> list[int]:
-    """Return the levels of the pyramid, from 0: every stage of a ConvNet, four evenly spaced ones of a transformer."""
+    """Return the levels of the pyramid, from 0: the end of every stage of maps, four evenly spaced ones of tokens.
+
+    A stage begins with a level that changes the size or the width of its input.
+    """
     count = len(backbone.levels)
     if backbone.channel_dim == 1:
-        return list(range(count))
+        begins = [level.stride > 1 or level.width_in != level.width_out for level in backbone.levels]
+        return [index for index in range(count) if index + 1 == count or begins[index + 1]]
     return [-(-count * part // len(PYRAMID_SCALES)) - 1 for part in range(1, len(PYRAMID_SCALES) + 1)]
 
 
@@ -75,7 +79,7 @@ class SegmentationHead(nn.Module):
     image.
 
     Args:
-        backbone: The backbone. Tokens go through the pyramid, the stages of a ConvNet are used as they are.
+        backbone: The backbone. Tokens go through the pyramid, the stages of maps are used as they are.
         classes: Number of classes.
         width: Channels inside the head.
         auxiliary: Whether a second, simpler head on the third map is trained, as is usual for UperNet.
