@@ -134,6 +134,17 @@ def _create_model(model: str, arguments: dict[str, Any], family: str, **weights:
             "Choose the plugin of its family.",
             code="backbone.wrong-family",
         ) from error
+    except AssertionError as error:
+        if "img_size" not in arguments:
+            raise
+        size = arguments["img_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        raise UsageError(
+            f"timm cannot build '{model}' for images of {height} × {width} pixels.",
+            str(error) or "Its position embeddings or windows do not allow that size.",
+            "Choose another backbone.image_size: square, or a multiple of the default.",
+            code="backbone.wrong-image-size",
+        ) from error
 
 
 def _load_from_hub(model: str, arguments: dict[str, Any], family: str) -> nn.Module:
