@@ -22,7 +22,9 @@ class AdaptedModel(nn.Module):
     """A backbone that runs once, or twice with a `steering`, and trains exactly the given parameters.
 
     The backbone stays in evaluation mode whatever `train()` sets: stochastic depth and dropout would otherwise turn the
-    two passes into different random networks. Only its `active` parts, trained or added by a method, follow `train()`.
+    two passes into different random networks. Only its `active` parts, trained or added by a method, follow `train()`,
+    except for batch norms, which keep the statistics of the pretrained weights: these are no parameters, and a
+    checkpoint of what was trained does not hold them.
 
     Trained parameters are kept in float32 whatever the data type of the backbone: in half precision most steps are
     smaller than the spacing of numbers, and AdamW's second moment underflows. Frozen parameters keep their data type.
@@ -53,6 +55,9 @@ class AdaptedModel(nn.Module):
         self.network.eval()
         for part in self._active:
             part.train(mode)
+        for part in self.network.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
         return self
 
     def forward(self, inputs: Any, first_trace: Trace | None = None, last_trace: Trace | None = None) -> PassOutputs:
