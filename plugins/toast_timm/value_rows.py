@@ -15,7 +15,7 @@ from toast_cli.plugin import Signal, ValueSignal
 
 @contextmanager
 def steer_value_rows(layer: Any, first: int, signal: Signal) -> Iterator[None]:
-    """Inside the block, the rows of `layer` from `first` on give `V = W_V (X + signal) + b_V`; other rows do not change.
+    """Inside the block, the rows of `layer` from `first` on give `V = W_V (X + signal) + b_V`; others do not change.
 
     The signal is `[B, N, d]`, or `W_V` times it (`ValueSignal`). Its product is added to the output of a layer that is
     not a plain linear one, such as one with low-rank factors.

@@ -18,8 +18,8 @@ from toast_timm.value_rows import steer_value_rows
 class XcitBackbone(Backbone):
     """Any timm `Xcit`. A level is a block: cross-covariance attention, local patch interaction and MLP.
 
-    Attention weighs channels, with maps `[B, heads, d_h, d_h]`, so there is no attention over tokens to show. Its values
-    are linear in the tokens as in any transformer, `V = W_V (X + X_td) + b_V`, and that is where signals enter.
+    Attention weighs channels, with maps `[B, heads, d_h, d_h]`, so there is no attention over tokens to show. Its
+    values are linear in the tokens as in any transformer, `V = W_V (X + X_td) + b_V`, and there signals enter.
 
     The class-attention stage is the end of the network, as a pooling is: its blocks add a class token, and update the
     patch tokens by themselves alone. `z` is the patch tokens of the last level after the final norm, which are the

@@ -10,7 +10,7 @@ from timm.models.cait import Cait, _create_cait
 TINY = {"img_size": 64, "embed_dim": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2.0, "init_values": 0.5}
 CONFIG = {"input_size": (3, 64, 64), "num_classes": 10, "classifier": "head", "first_conv": "patch_embed.proj"}
 NAMES = ("test_cait", "test_cait_avg")
-default_cfgs = generate_default_cfgs({name: CONFIG for name in NAMES})
+default_cfgs = generate_default_cfgs(dict.fromkeys(NAMES, CONFIG))
 
 
 @register_model

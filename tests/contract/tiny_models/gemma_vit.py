@@ -14,7 +14,7 @@ TINY = {
 }
 CONFIG = {"input_size": (3, 48, 48), "num_classes": 0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 NAMES = ("test_gemma4_vit", "test_gemma4_vit_soft", "test_gemma4_vit_enc", "test_gemma4_vit_enc_avg")
-default_cfgs = generate_default_cfgs({name: CONFIG for name in NAMES})
+default_cfgs = generate_default_cfgs(dict.fromkeys(NAMES, CONFIG))
 
 
 def build(kind: type, name: str, pretrained: bool, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
 TINY = {"img_size": 64, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "pos_embed_grid_size": 6}
 CONFIG = {"input_size": (3, 64, 64), "num_classes": 0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 NAMES = ("test_qwen3_vit", "test_qwen3_vit_merge", "test_qwen3_vit_enc", "test_qwen3_vit_enc_avg")
-default_cfgs = generate_default_cfgs({name: CONFIG for name in NAMES})
+default_cfgs = generate_default_cfgs(dict.fromkeys(NAMES, CONFIG))
 
 
 def build(kind: type, name: str, pretrained: bool, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ from timm.models.xcit import Xcit
 TINY = {"patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "eta": 1.0}
 CONFIG = {"input_size": (3, 64, 64), "num_classes": 10, "classifier": "head", "first_conv": "patch_embed.proj.0.0"}
 NAMES = ("test_xcit", "test_xcit_p8")
-default_cfgs = generate_default_cfgs({name: CONFIG for name in NAMES})
+default_cfgs = generate_default_cfgs(dict.fromkeys(NAMES, CONFIG))
 
 
 @register_model
