@@ -42,7 +42,7 @@ class XcitBackbone(Backbone):
         xcit = self.module
         tokens, (rows, columns) = xcit.patch_embed(inputs)
         if xcit.pos_embed is not None:
-            tokens = tokens + xcit.pos_embed(len(inputs), rows, columns).flatten(2).transpose(1, 2)
+            tokens = tokens + xcit.pos_embed(1, rows, columns).flatten(2).transpose(1, 2)
         return State(xcit.pos_drop(tokens), (rows, columns))
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:

@@ -1,4 +1,4 @@
-"""Attention maps of timm's attention with rotary positions."""
+"""Attention maps of timm's `AttentionRope`."""
 
 from __future__ import annotations
 
