@@ -28,7 +28,7 @@ def load_pretrained_classifier(
         ToastError: The weights cannot be loaded.
     """
     pretrained: Any = build_module(model, weights, {"num_classes": None}, family, named)
-    layer = pretrained.get_classifier()
+    layer = pretrained.get_classifier() if hasattr(pretrained, "get_classifier") else None
     if not isinstance(layer, nn.Linear):
         raise UsageError(
             f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.", code="task.no-classifier"

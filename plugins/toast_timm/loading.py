@@ -78,9 +78,10 @@ def require_rgb_input(module: nn.Module) -> None:
         UsageError: It reads another number of channels.
     """
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    if first is not None and first.in_channels != RGB_CHANNELS:
+    channels = getattr(module, "in_chans", RGB_CHANNELS) if first is None else first.in_channels
+    if channels != RGB_CHANNELS:
         raise UsageError(
-            f"This {type(module).__name__} reads images of {first.in_channels} channel{'s' * (first.in_channels > 1)}.",
+            f"This {type(module).__name__} reads images of {channels} channel{'s' * (channels > 1)}.",
             "Images are read as RGB, which has 3; grey images too.",
             "Build the model with in_chans=3. timm converts pretrained weights.",
             code="backbone.wrong-channels",
@@ -120,6 +121,8 @@ def get_model_name(module: nn.Module) -> str | None:
 
 def list_classifiers(module: Any) -> list[nn.Module]:
     """Return the layers of a timm model that give its own classes, of which a distilled model has two."""
+    if not hasattr(module, "get_classifier"):  # encoders of language models
+        return []
     layers = module.get_classifier()
     return [layer for layer in (layers if isinstance(layers, tuple) else (layers,)) if layer is not None]
 

@@ -22,14 +22,14 @@ class EnergyRecorder:
     Feature energy is not attention: it shows where features are strong, not which positions were read.
 
     Raises:
-        UsageError: the backbone has no feature maps, or the level does not exist.
+        UsageError: the backbone takes no images, or the level does not exist.
     """
 
     model: Model
     level: int = -1
 
     def __post_init__(self) -> None:
-        if self.model.backbone.channel_dim != 1:
+        if self.model.backbone.preprocessing is None:
             raise UsageError("The backbone has no feature maps.", code="attention.no-maps")
         self.level = resolve_level(self.model.backbone, self.level)
 
@@ -38,14 +38,25 @@ class EnergyRecorder:
         """Run the model on images `[B, 3, H, W]`; return logits, passes, maps, and the similarity of the last level."""
         first, last = Trace(levels=True), Trace(levels=True)
         logits, passes = self.model.forward_passes(images, first, last)
+        similarity = passes.similarity
+        if similarity is not None and similarity.ndim == 2:
+            backbone = self.model.backbone
+            similarity = similarity[:, backbone.prefix_tokens :].unflatten(1, backbone.grid(images))
         return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=compute_feature_energy(first.outputs[self.level]),
-            last=compute_feature_energy(last.outputs[self.level]) if last.outputs else None,
-            similarity=passes.similarity,
+            first=self._compute_level_map(first, images),
+            last=self._compute_level_map(last, images) if last.outputs else None,
+            similarity=similarity,
             kind=FEATURE_ENERGY,
         )
+
+    def _compute_level_map(self, trace: Trace, images: Tensor) -> Tensor:
+        backbone, features = self.model.backbone, trace.outputs[self.level]
+        if backbone.channel_dim != 1:
+            patches = features[:, backbone.prefix_tokens :]
+            features = patches.movedim(-1, 1).unflatten(-1, backbone.grid(images))
+        return compute_feature_energy(features)
 
 
 def compute_feature_energy(features: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The vision towers of Gemma 4 from timm: rotary positions, and normalized queries, keys and values."""

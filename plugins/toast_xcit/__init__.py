@@ -1,0 +1,1 @@
+"""XCiT backbones from timm: attention over channels, steered at its values."""
