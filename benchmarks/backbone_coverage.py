@@ -15,6 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,21 +82,25 @@ def count_timm() -> Iterator[Outcome]:
         name = f"timm:{model}"
         card = registry.load_backbone_card(name)
         module = timm.model_entrypoint(model).__module__.rpartition(".")[2]
-        yield build_outcome(name, module, lambda card=card, name=name: build_without_weights(card, name))
+        yield build_outcome(name, module, partial(build_without_weights, card, name))
 
 
 def list_transformers_classes() -> list[type[Any]]:
     """Return the vision models of transformers: the base models whose input is an image."""
     from transformers import MODEL_MAPPING
 
-    found = []
+    found: list[type[Any]] = []
     for config in MODEL_MAPPING:
         try:
             kinds = MODEL_MAPPING[config]
         except (ImportError, AttributeError, ValueError):  # needs a package that is not installed
             continue
         for kind in kinds if isinstance(kinds, tuple) else (kinds,):
-            if kind.__module__.startswith("transformers.models.") and kind.main_input_name == "pixel_values":
+            if (
+                kind is not None
+                and kind.__module__.startswith("transformers.models.")
+                and kind.main_input_name == "pixel_values"
+            ):
                 found.append(kind)
     return sorted(set(found), key=lambda kind: kind.__name__)
 
@@ -123,7 +128,7 @@ def count_transformers() -> Iterator[Outcome]:
     """Yield the outcome of every vision class of transformers."""
     for kind in list_transformers_classes():
         module = kind.__module__.split(".")[2]
-        yield build_outcome(kind.__name__, module, lambda kind=kind: build_transformers_model(kind, "meta"))
+        yield build_outcome(kind.__name__, module, partial(build_transformers_model, kind, "meta"))
 
 
 def run_passes(backbone: Any) -> None:
@@ -155,7 +160,7 @@ def run_passes(backbone: Any) -> None:
     for name, parameter in steering.named_parameters():
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise ValueError(f"The gradient of {name} is missing or not finite.")
-    if not any(parameter.grad.any() for parameter in steering.feedback.parameters()):
+    if not any(parameter.grad is not None and parameter.grad.any() for parameter in steering.feedback.parameters()):
         raise ValueError("No gradient reaches the feedback path.")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from speed import METHODS, flops, made
+from speed import METHODS, build_random_model, flops
 
 from toast_cli.model.model import fold_model
 
@@ -93,10 +93,11 @@ def main() -> None:
     for name, default in (("batch", 8), ("classes", 200), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    plain = made(given.backbone, "linear", given.classes, "cpu").eval()
+    plain = build_random_model(given.backbone, "linear", given.classes, "cpu").eval()
     images = plain.backbone.example(given.batch)
     models = {
-        name: fold_model(made(given.backbone, METHODS[name], given.classes, "cpu").eval()) for name in given.methods
+        name: fold_model(build_random_model(given.backbone, METHODS[name], given.classes, "cpu").eval())
+        for name in given.methods
     }
     found: dict[str, list[Parts]] = {name: [] for name in models}
     whole = []

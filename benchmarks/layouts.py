@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from speed import in_turns, made
+from speed import build_random_model, in_turns
 
 from toast_cli.model.model import Model
 
@@ -48,7 +48,7 @@ def main() -> None:
     ways: dict[str, Callable[[], Any]] = {}
     for method in ("linear", "toast"):
         for change, apply in changes.items():
-            model = apply(made(given.backbone, method, 100, given.device).eval())
+            model = apply(build_random_model(given.backbone, method, 100, given.device).eval())
             images = model.backbone.example(given.batch).to(given.device)
             if change in CONVOLVES:
                 images = images.to(memory_format=torch.channels_last)

@@ -48,17 +48,21 @@ METHODS: dict[str, Any] = {
 }
 
 
-def made(given: argparse.Namespace, method: Any) -> Model:
-    """A model with random weights everywhere, the feedback path's included."""
+def build_random_model(backbone: str, method: Any, classes: int, device: str, image_size: int | None = None) -> Model:
+    """Return a model with random weights everywhere, the feedback path's included."""
     method = {"name": method} if isinstance(method, str) else method
     if method["name"].startswith("toast"):
         method = {**method, "start": "random"}
-    backbone: dict[str, Any] = {"name": given.backbone, "weights": "none"}
-    if given.image_size is not None:
-        backbone["image_size"] = given.image_size
-    raw = {"backbone": backbone, "dataset": "demo", "method": method}
+    described: dict[str, Any] = {"name": backbone, "weights": "none"}
+    if image_size is not None:
+        described["image_size"] = image_size
+    raw = {"backbone": described, "dataset": "demo", "method": method}
     recipe = build_recipe(raw, {}, origin="a benchmark")
-    return build_model(recipe, tuple(str(number) for number in range(given.classes))).to(given.device)
+    return build_model(recipe, tuple(str(number) for number in range(classes))).to(device)
+
+
+def _build(given: argparse.Namespace, method: Any) -> Model:
+    return build_random_model(given.backbone, method, given.classes, given.device, given.image_size)
 
 
 def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
@@ -83,11 +87,11 @@ def flops(way: Callable[[], Any]) -> int:
 
 def inference(given: argparse.Namespace) -> None:
     ways: dict[str, Callable[[], Any]] = {}
-    plain = made(given, "linear").eval()
+    plain = _build(given, "linear").eval()
     images = plain.backbone.example(given.batch).to(given.device)
     ways["plain"] = lambda: plain(images)
     for name in given.methods:
-        model = made(given, METHODS[name]).eval()
+        model = _build(given, METHODS[name]).eval()
         with torch.no_grad():
             before, seen = model(images), model.forward_passes(images)[0]
             model = fold_model(model)
@@ -111,7 +115,7 @@ class Training:
         self, given: argparse.Namespace, method: Any, batch: dict[str, Any], *, checkpointing: bool = False
     ) -> None:
         self.given, self.batch = given, batch
-        model = made(given, method).train()
+        model = _build(given, method).train()
         model.backbone.checkpointing = checkpointing
         self.run = TrainingStep(model)
         self.optimizer = make_optimizer(model, TrainingOptions(optimizer="adamw", lr=1e-4))

@@ -124,7 +124,8 @@ def _find_cuts(nodes: Sequence[fx.Node], result: fx.Node) -> dict[int, fx.Node]:
         node: max((position.get(user, len(nodes)) for user in node.users), default=position[node]) for node in nodes
     }
     last_use[result] = len(nodes)
-    cuts, live = {}, set()
+    cuts: dict[int, fx.Node] = {}
+    live: set[fx.Node] = set()
     for index, node in enumerate(nodes):
         live = {each for each in live | {node} if last_use[each] > index}
         if len(live) == 1:

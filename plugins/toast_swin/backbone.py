@@ -79,7 +79,7 @@ class SwinBackbone(Backbone):
         self.width, self.head_width = module.num_features, module.head_hidden_size
         self.blocks: list[tuple[nn.Module | None, Any]] = []
         """The merging before a block, or None, and the block."""
-        self.levels = []
+        self.levels: list[Level] = []
         for stage in module.stages if isinstance(module, SwinTransformerV2Cr) else module.layers:
             merging = None if isinstance(stage.downsample, nn.Identity) else stage.downsample
             for block in stage.blocks:

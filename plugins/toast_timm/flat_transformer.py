@@ -36,7 +36,7 @@ class FlatTransformer(Backbone):
     """
 
     has_attention = True
-    adapter_targets = ("qkv",)
+    adapter_targets: Sequence[str] = ("qkv",)
     module: Any
     value_bias: Literal["once", "twice"] = "once"
 

@@ -16,7 +16,7 @@ def check_image_size(module: Any, options: TimmOptions) -> None:
     Raises:
         UsageError: A side is not a multiple of the patch size.
     """
-    embed = getattr(module, "patch_embed", None) or getattr(module, "embeds", None)
+    embed: Any = getattr(module, "patch_embed", None) or getattr(module, "embeds", None)
     if options.image_shape is None or not hasattr(embed, "patch_size") or not hasattr(embed, "feat_ratio"):
         return
     if getattr(embed, "dynamic_img_pad", False) or max(embed.patch_size) == 1:

@@ -21,11 +21,12 @@ def steer_value_rows(layer: Any, first: int, signal: Signal) -> Iterator[None]:
     not a plain linear one, such as one with low-rank factors.
     """
     if isinstance(signal, Tensor) and type(layer) is nn.Linear:
-        layer.forward = lambda tokens: _project_steered(layer, first, tokens, signal)
+        projection: Any = layer
+        projection.forward = lambda tokens: _project_steered(layer, first, tokens, signal)
         try:
             yield
         finally:
-            del layer.forward
+            del projection.forward
         return
 
     def add_to_values(_: nn.Module, __: object, projected: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from timm.layers import Attention
@@ -102,7 +101,7 @@ class VitBackbone(FlatTransformer):
         super().__init__(module, list(module.blocks), projections, preprocessing)
         every = [projection for block in projections for projection in block]
         self.has_attention = not any(is_differential(projection) for projection in every)
-        self.adapter_targets: Sequence[str] = sorted({projection.name for projection in every})
+        self.adapter_targets = sorted({projection.name for projection in every})
         self.prefix_tokens = module.num_prefix_tokens
         own_pooling = type(module).forward_head is VisionTransformer.forward_head  # a distilled DeiT pools two tokens
         first = module.has_class_token and module.global_pool == "token" and module.attn_pool is None

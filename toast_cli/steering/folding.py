@@ -61,7 +61,7 @@ class FoldedSteering(BaseSteering):
     def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Return the similarity map, `m_i z_i`, and the signals of the steered levels, first level first."""
         m, weighed = self.selection(first)
-        u, sent = weighed, []
+        u, sent = weighed, list[Tensor]()
         for place, F_l in reversed(list(enumerate(self.F))):
             if str(place) in self.U:
                 u = self.U[str(place)](u)

@@ -46,7 +46,13 @@ def toast_tiny_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
 @register_model
 def toast_tiny_resnetv2(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    sizes = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48), "stem_chs": 8, "norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
+    sizes = {
+        "layers": (1, 1, 1, 1),
+        "channels": (16, 24, 32, 48),
+        "stem_chs": 8,
+        "norm_layer": BatchNormAct2d,
+        "conv_layer": create_conv2d,
+    }
     return build_model_with_cfg(ResNetV2, "toast_tiny_resnetv2", pretrained, **{**sizes, **arguments})
 
 
