@@ -57,9 +57,9 @@ def built(name: str) -> Backbone:
     card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     backbone.module.eval().requires_grad_(False)
-    for parameter in backbone.module.parameters():
+    for name, parameter in backbone.module.named_parameters():
         if not parameter.any():  # a branch whose scale starts at zero, as SwinV2's, would hide every signal
-            parameter.normal_(std=0.1)
+            parameter.normal_(std=0.01 if "bias" in name else 0.1)
     return backbone
 
 
