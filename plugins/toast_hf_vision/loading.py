@@ -164,7 +164,7 @@ def _find_class(config: Any) -> type[PreTrainedModel]:
             what_to_do=f"Use --backbone timm:{getattr(config, 'architecture', None) or 'NAME'}.",
             code="backbone.wrong-family",
         )
-    kind = MODEL_MAPPING.get(type(config), None)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     if kind is None:  # some image towers are not among the automatic classes
         kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     if isinstance(kind, tuple):
@@ -175,10 +175,11 @@ def _find_class(config: Any) -> type[PreTrainedModel]:
             what_to_do="Choose a vision model. Language models have the prefix llama:.",
             code="backbone.wrong-family",
         )
-    return kind
+    found: type[PreTrainedModel] = kind
+    return found
 
 
-def _load_processor(place: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+def _load_processor(place: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """Return the settings of the image processor of a folder or repository, or None and a note on what is assumed.
 
     Raises:
@@ -222,12 +223,13 @@ class _quiet:
 def _load_folder(kind: type[PreTrainedModel], config: Any, place: str) -> PreTrainedModel:
     try:
         with _quiet():
-            module, report = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 place, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("hf", place, error) from error
-    _require_all_weights(module, report, place)
+    module: PreTrainedModel = loaded[0]
+    _require_all_weights(module, loaded[1], place)
     return module
 
 
@@ -236,7 +238,7 @@ def _load_file(kind: type[PreTrainedModel], config: Any, source: str, file: Path
     try:
         tensors = load_file(require_regular_file(file))
         with _quiet():
-            module, report = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
             )
     except FileNotFoundError as error:
@@ -246,7 +248,8 @@ def _load_file(kind: type[PreTrainedModel], config: Any, source: str, file: Path
     except (SafetensorError, RuntimeError, OSError) as error:
         refuse_lfs_pointers(file)
         raise _build_wrong_weights_error(str(file), source, " ".join(str(error).split())[:300]) from error
-    _require_all_weights(module, report, str(file))
+    module: PreTrainedModel = loaded[0]
+    _require_all_weights(module, loaded[1], str(file))
     return module
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 from toast_cli.plugin import Preprocessing
+from toast_timm.crop import compute_crop_pct
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The names of Pillow's resampling filters, by number."""
@@ -31,12 +31,6 @@ def _get_shortest(size: Any) -> int | None:
         return None
 
 
-def _compute_crop_pct(crop: int, resized: int) -> float:
-    """Return the share of the resized side that is cropped, such that the side follows from it by rounding down."""
-    pct = crop / resized
-    return pct if math.floor(crop / pct) == resized else crop / (resized + 0.5)
-
-
 def read_preprocessing(settings: dict[str, Any], fallback: tuple[int, int]) -> Preprocessing:
     """Return the preprocessing of an image processor, given its settings.
 
@@ -59,9 +53,9 @@ def read_preprocessing(settings: dict[str, Any], fallback: tuple[int, int]) -> P
             mode, crop_pct = "center", settings["crop_pct"]
     elif shortest is not None:
         sides, mode = crop or (shortest, shortest), "center"
-        crop_pct = _compute_crop_pct(min(sides), shortest)
+        crop_pct = compute_crop_pct(min(sides), shortest)
     elif sides is not None and crop is not None and crop[0] <= sides[0] and crop[1] <= sides[1]:
-        crop_pct, sides = _compute_crop_pct(crop[0], sides[0]), crop
+        crop_pct, sides = compute_crop_pct(crop[0], sides[0]), crop
     elif sides is None:
         sides = crop or fallback
     factor = BYTE * (settings.get("rescale_factor", 1 / BYTE) if settings.get("do_rescale", True) else 1)

@@ -41,5 +41,6 @@ class LayerInputRecorder(nn.Module):
         return getattr(self.__dict__["_layer"], name)
 
     def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        """Record the inputs, and return the hidden state."""
         self.__dict__.update(hidden=hidden, arguments=arguments, keywords=keywords)
         return hidden
