@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
 from toast_cli.plugin import (
@@ -25,6 +26,7 @@ from toast_cli.plugin import (
     require_regular_file,
 )
 from toast_hf_vision.backbone import HfVisionBackbone, to_sides
+from toast_hf_vision.convolutional import LAYOUTS, HfStagedBackbone
 from toast_hf_vision.options import HfVisionOptions
 from toast_hf_vision.preprocessing import read_preprocessing
 from toast_hf_vision.structure import build_unsteerable_error, find_encoder
@@ -87,6 +89,10 @@ def wrap_hf_vision(module: Any) -> Backbone | None:
     encoder = find_encoder(module)
     if encoder is None:
         return None
+    if isinstance(module, BackboneMixin):
+        raise build_unsteerable_error(
+            module, "It returns the maps of several layers, without pooled features. AutoModel builds the same network."
+        )
     place = module.config.name_or_path
     with use_offline_if_unreachable():
         settings, notes = _load_processor(place)
@@ -108,9 +114,13 @@ def _make_backbone(
         preprocessing = read_preprocessing(settings, own)
     if size is not None:
         preprocessing = replace(preprocessing, image_size=size)
-    backbone = HfVisionBackbone(module, preprocessing)
-    if size is not None:
-        _require_whole_patches(size, backbone.patch)
+    backbone: HfVisionBackbone | HfStagedBackbone
+    if module.config.model_type in LAYOUTS:
+        backbone = HfStagedBackbone(module, preprocessing)
+    else:
+        if size is not None and hasattr(module.config, "patch_size"):
+            _require_whole_patches(size, to_sides(module.config.patch_size))
+        backbone = HfVisionBackbone(module, preprocessing)
     backbone.notes = notes
     backbone.definition = {CONFIG_FILE: module.config.to_json_string(use_diff=True)}
     if settings is not None:

@@ -17,6 +17,7 @@ SHAPE: dict[str, Any] = {
     "image_size": 32,
     "patch_size": 8,
 }
+STAGES: dict[str, Any] = {"hidden_sizes": [6, 8, 10, 12], "depths": [1, 1, 1, 1], "image_size": 32}
 TEXT: dict[str, Any] = {
     **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20},
     **{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
@@ -43,6 +44,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "beit": {"model_type": "beit", **SHAPE, "use_relative_position_bias": True},
     "vit_mae": {"model_type": "vit_mae", **SHAPE},
     "ijepa": {"model_type": "ijepa", **SHAPE},
+    "convnextv2": {"model_type": "convnextv2", **STAGES},
+    "dinov3_convnext": {"model_type": "dinov3_convnext", **STAGES, "layer_scale_init_value": 1.0},
+    "resnet": {"model_type": "resnet", **STAGES, "embedding_size": 6, "layer_type": "basic"},
 }
 
 
