@@ -53,6 +53,14 @@ def keep_all_patches(config: Any) -> Iterator[None]:
         config.mask_ratio = ratio
 
 
+class _FirstLayerOutput(Exception):
+    """The end of a pass after the first layer."""
+
+    def __init__(self, out: Any) -> None:
+        super().__init__()
+        self.out = out
+
+
 class HfVisionBackbone(Backbone):
     """Any vision encoder of transformers that is one sequence of layers with a value projection. A level is a layer.
 
@@ -69,6 +77,8 @@ class HfVisionBackbone(Backbone):
 
     def __init__(self, module: PreTrainedModel, preprocessing: Preprocessing) -> None:
         self.module, self.preprocessing = module, preprocessing
+        if hasattr(module.config, "num_frames"):
+            raise build_unsteerable_error(module, "It reads videos, and TOAST supports encoders of single images.")
         self.structure = find_structure(module)
         self.adapter_targets = self.structure.adapter_targets
         self.width = self.head_width = module.config.hidden_size
@@ -87,7 +97,7 @@ class HfVisionBackbone(Backbone):
         rows, columns = self.grid(self._make_images(1))
         self.prefix_tokens = state.hidden.shape[1] - rows * columns
         detects = getattr(module.config, "num_detection_tokens", 0)
-        if state.hidden.ndim != 3 or self.prefix_tokens < 0 or detects or hasattr(module.config, "num_frames"):
+        if state.hidden.ndim != 3 or self.prefix_tokens < 0 or detects:
             raise build_unsteerable_error(module, "Its tokens are not the patches of one image after its class tokens.")
         self.class_tokens = count_class_tokens(module, self.prefix_tokens)
         self.takes_prompts = not self._depends_on_places(state.context)
@@ -109,7 +119,7 @@ class HfVisionBackbone(Backbone):
         layers = self.layers
         holder, _, name = self.structure.layers.rpartition(".")
         parent = self.module.get_submodule(holder)
-        recorders: list[Any] = [LayerInputRecorder(layer) for layer in layers]
+        recorders: list[Any] = [LayerInputRecorder(layer, returns_tuple=self._returns_tuples) for layer in layers]
         setattr(parent, name, nn.ModuleList(recorders))
         try:
             self._run_model(inputs)
@@ -229,12 +239,29 @@ class HfVisionBackbone(Backbone):
         Raises:
             ToastError: The model does not take images of the preprocessed size.
         """
+        images = self._make_images(1)
         try:
-            return self.enter(self._make_images(1))
-        except (ValueError, RuntimeError, TypeError) as error:
+            self._returns_tuples = isinstance(self._run_first_layer(images), tuple)
+            return self.enter(images)
+        except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
             height, width = self.require_preprocessing().image_size
             why = f"It does not read RGB images of {height} × {width} pixels: {' '.join(str(error).split())[:200]}"
             raise build_unsteerable_error(self.module, why) from error
+
+    def _run_first_layer(self, images: Tensor) -> Any:
+        """Return what the first layer returns: its hidden state, or, in older models, a tuple that starts with it."""
+
+        def stop(_: nn.Module, __: object, out: Any) -> None:
+            raise _FirstLayerOutput(out)
+
+        handle = self.layers[0].register_forward_hook(stop)
+        try:
+            self._run_model(images)
+        except _FirstLayerOutput as stopped:
+            return stopped.out
+        finally:
+            handle.remove()
+        raise RuntimeError("The model does not run its layers.")
 
     def _depends_on_places(self, arguments: LayerArguments) -> bool:
         """Return whether layers use the places of tokens, so that none can be appended."""

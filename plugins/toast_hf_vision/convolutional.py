@@ -34,9 +34,7 @@ _RESNET = StagedLayout("embedder", "encoder.stages", None, "up", ("convolution",
 LAYOUTS: Mapping[str, StagedLayout] = {
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
-    "dinov3_convnext": StagedLayout(
-        None, "model.stages", "layer_norm", "down", ("pointwise_conv1", "pointwise_conv2")
-    ),
+    "dinov3_convnext": StagedLayout(None, "model.stages", "layer_norm", "down", ("pointwise_conv1", "pointwise_conv2")),
     "resnet": _RESNET,
     "regnet": _RESNET,
 }

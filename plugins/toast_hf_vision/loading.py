@@ -24,6 +24,7 @@ from toast_cli.plugin import (
     UsageError,
     refuse_lfs_pointers,
     require_regular_file,
+    wrap_model,
 )
 from toast_hf_vision.backbone import HfVisionBackbone, to_sides
 from toast_hf_vision.convolutional import LAYOUTS, HfStagedBackbone
@@ -86,6 +87,9 @@ def wrap_hf_vision(module: Any) -> Backbone | None:
     """
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is not None:
         return None
+    if module.config.model_type == "timm_wrapper":
+        wrapped: Backbone | None = wrap_model(module.get_submodule("timm_model"), library="timm")
+        return wrapped
     encoder = find_encoder(module)
     if encoder is None:
         return None
