@@ -28,10 +28,12 @@ from toast_timm.classifier import select_classes
 from toast_timm.crop import compute_crop_pct
 from toast_torchvision.convolutional import ResNetBackbone, TorchvisionConvNeXtBackbone
 from toast_torchvision.options import TorchvisionOptions
+from toast_torchvision.swin import TorchvisionSwinBackbone
 from toast_torchvision.vit import TorchvisionVitBackbone
 
 BACKBONES: dict[type[nn.Module], type[Backbone]] = {
     models.VisionTransformer: TorchvisionVitBackbone,
+    models.SwinTransformer: TorchvisionSwinBackbone,
     models.ConvNeXt: TorchvisionConvNeXtBackbone,
     models.ResNet: ResNetBackbone,
 }
@@ -95,7 +97,7 @@ def _make_backbone(module: nn.Module, preprocessing: Preprocessing) -> Backbone:
 def _build_unsteerable_error(name: str) -> ToastError:
     return ToastError(
         f"No plugin can steer '{name}' of torchvision.",
-        "Those that can be steered are ViT, ConvNeXt and ResNet, with ResNeXt and Wide ResNet.",
+        "Those that can be steered are ViT, Swin, ConvNeXt and ResNet, with ResNeXt and Wide ResNet.",
         f"Find a model of timm that can be steered: toast backbones --search {name.split('_')[0].lower()}",
         code="backbone.cannot-steer",
     )

@@ -8,6 +8,7 @@ from torchvision import models
 from torchvision.models._api import register_model
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 
 @register_model()
@@ -32,9 +33,23 @@ def toast_tiny_convnext(**settings: Any) -> models.ConvNeXt:
     return models.ConvNeXt(stages, layer_scale=1.0, **settings)
 
 
+@register_model()
+def toast_tiny_swin(**settings: Any) -> models.SwinTransformer:
+    """For images of 224 pixels, 16 by 16 patches, which windows of 5 do not fill, then 8 by 8, then 4 by 4."""
+    shape = {"patch_size": [14, 14], "embed_dim": 8, "depths": [2, 2, 1], "num_heads": [1, 2, 4], "window_size": [5, 5]}
+    return models.SwinTransformer(**{**shape, "stochastic_depth_prob": 0.0, **settings})
+
+
+@register_model()
+def toast_tiny_swin_v2(**settings: Any) -> models.SwinTransformer:
+    return toast_tiny_swin(block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2, **settings)
+
+
 MODELS = [
     "torchvision:toast_tiny_vit",
     "torchvision:toast_tiny_vit_with_representation",
     "torchvision:toast_tiny_convnext",
     "torchvision:toast_tiny_resnet",
+    "torchvision:toast_tiny_swin",
+    "torchvision:toast_tiny_swin_v2",
 ]
