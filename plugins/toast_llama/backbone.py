@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,51 +23,17 @@ from toast_cli.plugin import (
     TextLimits,
     ToastError,
     Trace,
-    ValueSignal,
 )
-from toast_llama.attention_maps import record_layer_attention
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
 from toast_llama.logits import LogitsHead
+from toast_transformers.attention_maps import record_layer_attention
+from toast_transformers.layers import LayerInputRecorder, steer_value_projection
 
 EXAMPLE_TOKENS = 16
 
 FINAL_NORMS = ("norm", "final_layernorm")
 """Names of the norm after the last layer."""
-
-
-@contextmanager
-def steer_value_projection(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
-    """Inside the block, `V = W_V (X + signal)` (section 3.1, step iv); Q and K are unchanged.
-
-    The signal `[B, N, d]` is added to the input of the projection, a `ValueSignal` to its output.
-    """
-    if isinstance(signal, ValueSignal):
-        handle = v_proj.register_forward_hook(lambda _, __, values: values + signal.tensor.to(values.dtype))
-    else:
-        handle = v_proj.register_forward_pre_hook(
-            lambda _, inputs: (inputs[0] + signal.to(inputs[0].dtype), *inputs[1:])
-        )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class _LayerInputRecorder(nn.Module):
-    """A replacement of a decoder layer that records its inputs while the model prepares them."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__["_layer"] = layer  # not registered as a submodule
-
-    def __getattr__(self, name: str) -> Any:
-        # A few models read the kind of mask from their layers.
-        return getattr(self.__dict__["_layer"], name)
-
-    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
-        self.__dict__["inputs"] = hidden, arguments
-        return hidden
 
 
 @dataclass(frozen=True)
@@ -164,15 +130,15 @@ class LlamaBackbone(Backbone):
         """Return the embeddings `[B, N, d]` of token ids."""
         body, layers = self.body, self.body.layers
         caches: TwoPassCache | None = inputs.get("caches")
-        recorders = [_LayerInputRecorder(layer) for layer in layers]
+        recorders = [LayerInputRecorder(layer) for layer in layers]
         body.layers = nn.ModuleList(recorders)
         try:
             arguments = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
             body(**arguments, **{CACHE_ARGUMENT: None if caches is None else caches.first}, use_cache=False)
         finally:
             body.layers = layers
-        embedded, _ = recorders[0].inputs
-        layer_arguments = tuple(recorder.inputs[1] for recorder in recorders)
+        embedded = recorders[0].hidden
+        layer_arguments = tuple(recorder.keywords for recorder in recorders)
         mask = inputs.get("attention_mask")
         real = inputs.get("real") if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
         return State(embedded, LayerInputs(layer_arguments, real))

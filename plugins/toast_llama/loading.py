@@ -25,6 +25,7 @@ from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers, requir
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
 from toast_llama.tokenizer import load_tokenizer
+from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 
 
 def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
@@ -57,13 +58,13 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
-            raise _build_missing_config_error(folder)
+            raise build_missing_config_error(folder)
         place = str(folder)
     _load_config(place)
     try:
         module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
-        raise _build_unavailable_error(place, error) from error
+        raise build_unavailable_error("llama", place, error) from error
     return LlamaBackbone(module, *load_tokenizer(place))
 
 
@@ -111,7 +112,7 @@ def _load_config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise _build_unavailable_error(source, error) from error
+        raise build_unavailable_error("llama", source, error) from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ToastError(
             f"'{source}' has the model type {config.model_type}, which is not a decoder-only causal language model.",
@@ -126,41 +127,3 @@ def _load_generation_config(module: PreTrainedModel, place: str) -> PreTrainedMo
     with suppress(OSError):  # many models have none; the settings of the configuration then apply
         module.generation_config = GenerationConfig.from_pretrained(place)
     return module
-
-
-def _build_missing_config_error(folder: Path) -> UsageError:
-    return UsageError(
-        f"There is no model in {folder}.",
-        "config.json is missing.",
-        "Give the folder that transformers' save_pretrained wrote, or a download of the model's repository.",
-        code="weights.missing-model",
-    )
-
-
-def _build_unavailable_error(place: str, error: Exception) -> ToastError:
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
-        return _build_missing_config_error(Path(place))
-    if Path(place).is_dir():
-        refuse_lfs_pointers(Path(place))
-        return ToastError(
-            f"The model in {place} could not be loaded.",
-            why,
-            "Download all of its files again.",
-            code="weights.cannot-load",
-        )
-    if place.startswith(("/", ".", "~")) or place.count("/") > 1:  # not a name of a repository
-        return ToastError(
-            f"There is no model in {place}.",
-            "The folder does not exist.",
-            "Give its path: --weights FOLDER.",
-            code="weights.missing-model",
-        )
-    return ToastError(
-        f"The model '{place}' could not be downloaded.",
-        why,
-        f"There is no folder {place} either. For a run that used a folder, give --weights FOLDER. With a network, run "
-        "again (a gated model needs 'hf auth login'). Without one, give a folder that holds the model with "
-        "--weights FOLDER or --backbone llama:FOLDER; --weights none starts from random weights.",
-        code="weights.cannot-download",
-    )

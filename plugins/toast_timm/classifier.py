@@ -33,10 +33,24 @@ def load_pretrained_classifier(
         raise UsageError(
             f"'{model}' has no classifier of its own.", what_to_do="Use task.head=new.", code="task.no-classifier"
         )
+    subset = infer_imagenet_subset(pretrained)
+    return select_classes(layer, ImageNetInfo(subset).label_names() if subset else [], model, classes)
+
+
+def select_classes(layer: nn.Linear, names: Sequence[str], model: str, classes: tuple[str, ...]) -> nn.Linear:
+    """Return a pretrained last layer with one row per class of the data set.
+
+    Args:
+        layer: The layer.
+        names: The names of its rows, or none if they are unknown.
+        model: The name of the model in messages.
+        classes: The classes of the data set. As many as the layer has rows must be in the same order.
+
+    Raises:
+        UsageError: The layer does not know the classes.
+    """
     if len(classes) == layer.out_features:
         return layer
-    subset = infer_imagenet_subset(pretrained)
-    names = ImageNetInfo(subset).label_names() if subset else []
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise UsageError(

@@ -1,1 +1,1 @@
-"""torchvision models: ViT, steered in its values, and ConvNeXt and ResNet, steered before each stage."""
+"""torchvision models: ViT and Swin, steered in their values, and ConvNeXt and ResNet, steered before each stage."""

@@ -28,9 +28,12 @@ def _record_attention(
     every_head, every_value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     with upcast_attention_inputs(query, every_head, every_value) as (q, k, v):
         scores = q @ k.transpose(-2, -1) * scale
-    if attention_mask is None:  # causal: fused attention needs no mask
+    if attention_mask is None:  # fused attention needs no mask, causal or not
+        causal = settings.get("is_causal")
         N, M = scores.shape[-2:]
-        attention_mask_here = torch.ones(N, M, dtype=torch.bool, device=scores.device).tril(M - N)
+        attention_mask_here = torch.ones(N, M, dtype=torch.bool, device=scores.device)
+        if getattr(module, "is_causal", True) if causal is None else causal:
+            attention_mask_here = attention_mask_here.tril(M - N)
     else:
         attention_mask_here = attention_mask[..., : key.shape[-2]]
     if attention_mask_here.dtype == torch.bool:
@@ -42,7 +45,8 @@ def _record_attention(
     with upcast_attention_inputs(query, every_head, every_value):
         mixed = attention @ v
     # A padding token may attend to no token. Its values are then undefined in both.
-    attends = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > -1).any(-1)
+    masked = torch.finfo(scores.dtype).min / 2  # a smaller bias than this is a mask
+    attends = (attention_mask_here if attention_mask_here.dtype == torch.bool else attention_mask_here > masked).any(-1)
     valid = attends.unsqueeze(-1).expand_as(mixed)
     difference = (mixed - fused.transpose(1, 2)).abs().where(valid, 0.0)
     largest = fused.transpose(1, 2).abs().where(valid, 0.0).amax().clamp_min(1e-6)

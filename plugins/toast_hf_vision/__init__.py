@@ -1,0 +1,1 @@
+"""Vision transformers and ConvNeXts of transformers: any encoder with a value projection, steered in its values."""

@@ -1,0 +1,40 @@
+"""The prefix `torchvision:`, which finds the kind of a model by itself. Free of torch and torchvision."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from toast_cli.plugin import Card, Family
+from toast_torchvision.options import TorchvisionOptions
+
+if TYPE_CHECKING:
+    from toast_cli.plugin import Backbone
+
+
+def _build(model: str, options: TorchvisionOptions) -> Backbone:
+    from toast_torchvision.loading import build_torchvision
+
+    return build_torchvision(model, options)
+
+
+def _make_card(model: str) -> Card:
+    return Card(
+        f"torchvision:{model}",
+        "torchvision",
+        None,
+        f"torchvision, {model}",
+        partial(_build, model),
+        TorchvisionOptions,
+    )
+
+
+def _wrap(module: Any) -> Backbone | None:
+    if not any(kind.__module__.startswith("torchvision.models.") for kind in type(module).__mro__):
+        return None
+    from toast_torchvision.loading import wrap_torchvision
+
+    return wrap_torchvision(module)
+
+
+FAMILY = Family("torchvision", "torchvision", _make_card, _wrap)
