@@ -51,7 +51,8 @@ class HfStagedBackbone(StagedBackbone):
 
     def __init__(self, module: PreTrainedModel, preprocessing: Preprocessing) -> None:
         self.layout = LAYOUTS[module.config.model_type]
-        paths = [f"{self.layout.stages}.{index}" for index in range(len(module.get_submodule(self.layout.stages)))]
+        count = len(list(module.get_submodule(self.layout.stages).children()))
+        paths = [f"{self.layout.stages}.{index}" for index in range(count)]
         stages = [[path] for path in paths]
         if self.layout.stem is not None:
             stages[0].insert(0, self.layout.stem)
