@@ -41,7 +41,9 @@ class TorchvisionConvNeXtBackbone(StagedBackbone):
     adapter_targets = ("block.3", "block.5")
 
     def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
-        places = range(0, len(module.get_submodule("features")), 2)  # stem or down-sampling, then blocks
+        places = range(
+            0, len(list(module.get_submodule("features").children())), 2
+        )  # stem or down-sampling, then blocks
         stages = [[f"features.{place}", f"features.{place + 1}"] for place in places]
         super().__init__(module, preprocessing, stages, rounding="down")
         self.unused_parts = [module.get_submodule("classifier.2")]
