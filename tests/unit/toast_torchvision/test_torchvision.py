@@ -241,3 +241,17 @@ def test_other_models_built_in_python_and_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="no model 'swin_tt'") as unknown:
         card.build(card.options(name=card.name, weights="none"))
     assert unknown.value.code == "backbone.unknown-model" and "swin_t" in str(unknown.value.what_to_do)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "swin_v2_t", "convnext_tiny", "resnet50"])
+def test_a_model_of_real_size_is_the_stock_model_without_signals_and_learns(name: str) -> None:
+    torch.manual_seed(0)
+    card = registry.load_backbone_card(f"torchvision:{name}")
+    backbone = card.build(card.options(name=card.name, weights="none"))
+    backbone.module.eval().requires_grad_(False)
+    images, steering = backbone.example(1), Steering(backbone)
+    passes = run_two_passes(backbone, steering, images)
+    assert torch.equal(passes.first.pooled, backbone.stock(images))
+    passes.last.pooled.sum().backward()
+    assert all(parameter.grad is not None for parameter in steering.feedback.parameters())
