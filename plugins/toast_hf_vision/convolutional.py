@@ -51,9 +51,9 @@ class HfStagedBackbone(StagedBackbone):
 
     def __init__(self, module: PreTrainedModel, preprocessing: Preprocessing) -> None:
         self.layout = LAYOUTS[module.config.model_type]
-        count = len(list(module.get_submodule(self.layout.stages).children()))
-        paths = [f"{self.layout.stages}.{index}" for index in range(count)]
-        stages = [[path] for path in paths]
+        stages = [
+            [f"{self.layout.stages}.{name}"] for name, _ in module.get_submodule(self.layout.stages).named_children()
+        ]
         if self.layout.stem is not None:
             stages[0].insert(0, self.layout.stem)
         self.adapter_targets = self.layout.adapter_targets

@@ -83,8 +83,7 @@ class TorchvisionSwinBackbone(Backbone):
     Signals enter at the values inside the block's windows. X is what the attention receives: the tokens after the first
     norm (V1), or the residual stream itself (V2). The patch merging before a stage belongs to the stage's first block.
     `A_l` undoes it with a deconvolution of stride 2, and this level's signal is added to the input of the merging, as
-    ConvNeXt's is to that of its down-sampling (section 4.4). Merging pads an odd side by one, and the signal
-    is cropped.
+    ConvNeXt's is to that of its down-sampling (section 4.4). Merging pads an odd side by one; the signal is cropped.
 
     `z` is the last map after the final norm. There are no attention maps: attention exists only between the tokens of a
     window, and windows differ between blocks.

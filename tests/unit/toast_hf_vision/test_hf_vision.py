@@ -16,6 +16,7 @@ import toast_cli
 from tests.contract.tiny_models.hf_vision import CONFIGURATIONS, SHAPE, write_configuration
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Preprocessing, State, Trace
+from toast_cli.steering.steering import Steering, run_two_passes
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_hf_vision.loading import wrap_hf_vision
 from toast_hf_vision.preprocessing import read_preprocessing
@@ -245,3 +246,24 @@ def test_models_of_text_and_of_timm_belong_to_others(tmp_path: Path) -> None:
     with pytest.raises(ToastError, match="model of timm") as refused:
         build(tmp_path, weights="none")
     assert "timm:vit_tiny" in refused.value.what_to_do
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(num_register_tokens=4)),
+        lambda: hf.Siglip2VisionModel(hf.Siglip2VisionConfig()),
+        lambda: hf.ConvNextModel(hf.ConvNextConfig()),
+    ],
+    ids=["dinov3_vits16", "siglip2_b16", "convnext_t"],
+)
+def test_a_model_of_real_size_is_the_stock_model_without_signals_and_learns(model: Any) -> None:
+    torch.manual_seed(0)
+    backbone = wrap_hf_vision(model().eval().requires_grad_(False))
+    assert backbone is not None
+    images, steering = backbone.example(1), Steering(backbone)
+    passes = run_two_passes(backbone, steering, images)
+    assert torch.equal(passes.first.pooled, backbone.stock(images))
+    passes.last.pooled.sum().backward()
+    assert all(parameter.grad is not None for parameter in steering.feedback.parameters())
