@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "__init__": {"api", "export", "training", "utils"},
     "__main__": {"cli"},
-    "plugin": {"backbones", "data", "export", "methods", "steering", "storage", "tasks", "utils"},
+    "plugin": {"registry", "backbones", "data", "export", "methods", "steering", "storage", "tasks", "utils"},
     "plugins": {"plugin"},
 }
 DRAWS = {"visualize", "bench/tables"}
