@@ -77,7 +77,7 @@ def test_a_steered_block_is_the_equation_of_the_paper(name: str) -> None:
     state = backbone.enter(backbone.example(2).double())
     signal = torch.randn_like(state.hidden)
     for index, block in enumerate(backbone.module.blocks):
-        rope = state.context.rope
+        rope = state.context.shared
         rope = rope[index] if backbone.module.rope_mixed else rope
         by_hand, attention = compute_block(block, state.hidden, signal, rope)
         trace = Trace(attention_of=frozenset({index}))
@@ -114,7 +114,7 @@ def test_maps_are_those_of_unfused_attention(name: str) -> None:
     fused, unfused, library = Trace(attention_of=wanted), Trace(attention_of=wanted), []
     backbone.run(backbone.enter(inputs), trace=fused)
     assert set(fused.mismatch) == wanted and all(float(each) < 1e-9 for each in fused.mismatch.values())
-    for attention in backbone.attentions:
+    for attention in (block.attn for block in backbone.blocks):
         attention.fused_attn = False
         attention.attn_drop.register_forward_pre_hook(lambda _, given: library.append(given[0]))
     backbone.run(backbone.enter(inputs), trace=unfused)
@@ -148,7 +148,7 @@ def test_a_dynamic_model_takes_images_of_any_size() -> None:
     assert torch.equal(backbone.leave(backbone.run(state)).pooled, backbone.stock(inputs))
     with pytest.raises(ToastError) as refused:
         backbone.run(State(state.hidden))
-    assert refused.value.code == "cache.wrong-image-size"
+    assert refused.value.code == "backbone.wrong-image-size"
 
 
 def test_an_image_size_that_patches_do_not_fill_is_refused() -> None:

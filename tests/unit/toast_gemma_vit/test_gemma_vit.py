@@ -55,7 +55,7 @@ def test_a_steered_block_is_the_equation_in_both_forms_of_the_signal(name: str) 
     for index in (0, 2):
         block = backbone.blocks[index]
         ours = backbone.level(index, state, signal).hidden
-        rotation = (state.context.cosines, state.context.sines)
+        rotation = state.context.shared.rotation.values()
         x = state.hidden + block.norm2(attend(block.attn, *rotation, block.norm1(state.hidden), signal))
         x = x + block.norm4(block.mlp(block.norm3(x)))
         assert torch.allclose(ours, x, atol=1e-9, rtol=1e-9)

@@ -92,7 +92,7 @@ def test_a_steered_block_is_the_stock_block_with_other_values(name: str) -> None
         block.attn.qkv = ByHand(block.attn, windows[0])
         if q_bias is not None:
             block.attn.q_bias = None
-        by_hand = backbone.level(index, state).hidden
+        by_hand = block(state.hidden.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
         block.attn.qkv = stock
         if q_bias is not None:
             block.attn.q_bias = q_bias
