@@ -10,9 +10,8 @@ from timm.models.beit import Attention, Beit
 from torch import Tensor
 
 from toast_cli.plugin import State
-from toast_timm.any_model import set_timm_origin
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import FlatTransformer
-from toast_timm.loading import get_preprocessing
 
 
 class BeitBackbone(FlatTransformer):
@@ -43,14 +42,4 @@ class BeitBackbone(FlatTransformer):
         return slice(0, 1) if self.module.global_pool == "token" else slice(1, None)
 
 
-def wrap_beit(module: Any) -> BeitBackbone | None:
-    """Return the backbone of a timm BEiT, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-    """
-    if not isinstance(module, Beit):
-        return None
-    backbone = BeitBackbone(module, get_preprocessing(module, module.patch_embed.img_size))
-    set_timm_origin(backbone, module)
-    return backbone
+wrap_beit = make_wrap(BeitBackbone, Beit, lambda beit: beit.patch_embed.img_size)

@@ -6,6 +6,7 @@ from timm.models.cait import Cait, TalkingHeadAttn
 from torch import Tensor
 
 from toast_cli.plugin import Readout, State
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import FlatTransformer
 
 
@@ -40,3 +41,6 @@ class CaitBackbone(FlatTransformer):
         """Return the patch tokens after the final norm, without the class-attention stage."""
         z = self.module.norm(state.hidden)
         return Readout(z=z, compared=z, pooled=z.mean(dim=1))
+
+
+wrap_cait = make_wrap(CaitBackbone, Cait, lambda cait: cait.patch_embed.img_size)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.plugin import Preprocessing, State
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import BlockContext, FlatTransformer
+from toast_timm.image_size import get_filled_image_size
 from toast_timm.patch_grid import infer_patch_grid
 
 
@@ -69,3 +71,6 @@ class EvaBackbone(FlatTransformer):
     def query_tokens(self) -> slice:
         """Return the class token, or all patch tokens of a model without one."""
         return slice(0, 1) if self.module.cls_token is not None else slice(self.prefix_tokens, None)
+
+
+wrap_eva = make_wrap(EvaBackbone, Eva, get_filled_image_size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, State, UsageError
 from toast_gemma_vit.position_lookup import look_up_positions
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import BlockContext
 from toast_timm.rotary_tower import PatchPositions, RotaryTowerBackbone
 from toast_timm.value_projection import ValueProjection
@@ -93,3 +94,6 @@ class GemmaVitBackbone(RotaryTowerBackbone):
         """Return the coordinates (x, y) of the patch tokens, `[B, N, 2]`."""
         coordinates, _ = self.encoder.patch_embed._default_patch_coord(len(tokens), *grid, tokens.device)
         return coordinates.flip(dims=(-1,))
+
+
+wrap_gemma_vit = make_wrap(GemmaVitBackbone, (Gemma4VitEncoder, Gemma4VitClassifier))

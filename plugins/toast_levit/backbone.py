@@ -8,6 +8,7 @@ from timm.models.levit import Levit
 from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
+from toast_timm.any_model import make_wrap
 from toast_timm.fused_values import FusedValues
 from toast_timm.staged import StagedBackbone, flatten_map, make_level
 from toast_timm.value_projection import map_signal
@@ -18,6 +19,12 @@ def find_values(block: Any) -> FusedValues:
     attention = block.attn if hasattr(block, "attn") else block.attn_downsample
     projection = attention.qkv if hasattr(attention, "qkv") else attention.kv
     return FusedValues(projection, "linear", attention.num_heads * attention.val_dim, attention.num_heads)
+
+
+def find_input_size(module: Any) -> tuple[int, int]:
+    """Return the image size (height, width) that the position biases were built for."""
+    rows, columns = module.stages[0].blocks[0].attn.resolution
+    return rows * module.stem.stride, columns * module.stem.stride
 
 
 class LevitBackbone(StagedBackbone):
@@ -86,3 +93,6 @@ class LevitBackbone(StagedBackbone):
             stride = block.attn_downsample.stride
             rows, columns = -(-rows // stride), -(-columns // stride)
         return tokens.transpose(1, 2).unflatten(-1, (rows, columns))
+
+
+wrap_levit = make_wrap(LevitBackbone, Levit, find_input_size)

@@ -8,6 +8,7 @@ from timm.models.mvitv2 import MultiScaleAttention, MultiScaleVit
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ToastError
+from toast_timm.any_model import make_wrap
 from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
 from toast_timm.value_projection import find_value_projection, map_signal
 
@@ -95,3 +96,6 @@ class MvitBackbone(StagedBackbone):
         tokens = self.module.norm(flatten_map(state.hidden))
         z = tokens.transpose(1, 2).unflatten(2, state.hidden.shape[-2:])
         return Readout(z=z, compared=z, pooled=self.module.forward_head(tokens, pre_logits=True))
+
+
+wrap_mvitv2 = make_wrap(MvitBackbone, MultiScaleVit, find_input_size)

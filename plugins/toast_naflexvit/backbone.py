@@ -11,9 +11,8 @@ from timm.models.naflexvit import NaFlexVit
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, State
-from toast_timm.any_model import set_timm_origin
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import BlockContext, FlatTransformer
-from toast_timm.loading import get_preprocessing
 from toast_timm.patch_grid import infer_patch_grid
 
 
@@ -98,15 +97,4 @@ class NaFlexVitBackbone(FlatTransformer):
         return slice(0, 1) if self.module.global_pool == "token" else slice(self.prefix_tokens, None)
 
 
-def wrap_naflexvit(module: Any) -> NaFlexVitBackbone | None:
-    """Return the backbone of a timm NaFlexViT, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-        ToastError: It cannot be steered.
-    """
-    if not isinstance(module, NaFlexVit):
-        return None
-    backbone = NaFlexVitBackbone(module, get_preprocessing(module, module.embeds.default_img_size))
-    set_timm_origin(backbone, module)
-    return backbone
+wrap_naflexvit = make_wrap(NaFlexVitBackbone, NaFlexVit, lambda vit: vit.embeds.default_img_size)

@@ -10,6 +10,7 @@ from timm.models.pvt_v2 import Attention, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ValueSignal
+from toast_timm.any_model import make_wrap
 from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
 from toast_timm.value_projection import ValueProjection, map_signal
 
@@ -123,3 +124,6 @@ class PvtBackbone(StagedBackbone):
         """Return the last map `[B, d, H, W]`, which is normalized, and the model's own pooled features `[B, d]`."""
         z = state.hidden
         return Readout(z=z, compared=z, pooled=self.module.forward_head(z.contiguous(), pre_logits=True))
+
+
+wrap_pvt = make_wrap(PvtBackbone, PyramidVisionTransformerV2)

@@ -77,9 +77,7 @@ def cache_attention(block: nn.Module, cache: AttentionCache) -> Iterator[None]:
 
 
 @contextmanager
-def reuse_attention(
-    block: Any, projection: ValueProjection, signal: Signal, cache: AttentionCache
-) -> Iterator[None]:
+def reuse_attention(block: Any, projection: ValueProjection, signal: Signal, cache: AttentionCache) -> Iterator[None]:
     """Inside the block, attend with the cached map: only the signal's own values are mixed, and added to the cached.
 
     Q and K are unchanged, so the map is that of the first pass. The rest is the end of timm's attention.

@@ -22,6 +22,12 @@ class PatchPositions:
     rotation: Mapping[str, Tensor]
 
 
+def get_encoder_size(module: Any) -> tuple[int, int]:
+    """Return the image size (height, width) that the encoder was built for."""
+    height, width = getattr(module, "encoder", module).patch_embed.img_size
+    return height, width
+
+
 class RotaryTowerBackbone(FlatTransformer):
     """A vision tower with timm's classifier around it (`module.encoder`) or without. A level is a block.
 

@@ -10,9 +10,8 @@ from timm.models.vision_transformer_relpos import RelPosAttention, VisionTransfo
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, State
-from toast_timm.any_model import set_timm_origin
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import FlatTransformer
-from toast_timm.loading import get_preprocessing
 
 
 class VitRelPosBackbone(FlatTransformer):
@@ -46,14 +45,4 @@ class VitRelPosBackbone(FlatTransformer):
         return slice(0, 1) if self.module.global_pool == "token" else slice(self.prefix_tokens, None)
 
 
-def wrap_vit_relpos(module: Any) -> VitRelPosBackbone | None:
-    """Return the backbone of a timm ViT with relative positions, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-    """
-    if not isinstance(module, VisionTransformerRelPos):
-        return None
-    backbone = VitRelPosBackbone(module, get_preprocessing(module, module.patch_embed.img_size))
-    set_timm_origin(backbone, module)
-    return backbone
+wrap_vit_relpos = make_wrap(VitRelPosBackbone, VisionTransformerRelPos, lambda vit: vit.patch_embed.img_size)

@@ -9,6 +9,7 @@ from timm.models.xcit import XCA, Xcit
 from torch import Tensor
 
 from toast_cli.plugin import Readout, State
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import BlockContext, FlatTransformer
 from toast_timm.patch_grid import infer_patch_grid
 
@@ -64,3 +65,6 @@ class XcitBackbone(FlatTransformer):
         height, width = inputs.shape[-2:]
         patch = self.module.patch_embed.patch_size
         return -(-height // patch), -(-width // patch)
+
+
+wrap_xcit = make_wrap(XcitBackbone, Xcit)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.contract.tiny_models import list_tiny_models
-from toast_cait.backbone import CaitBackbone
-from toast_cait.loading import wrap_cait
+from toast_cait.backbone import CaitBackbone, wrap_cait
 from toast_cli.backbones.base import State, Trace
 from toast_cli.utils.errors import ToastError
 

@@ -8,8 +8,7 @@ import torch
 
 from tests.contract.tiny_models import list_tiny_models
 from toast_cli.backbones.base import Trace
-from toast_deepseek_vit.backbone import DeepseekVitBackbone
-from toast_deepseek_vit.loading import wrap_deepseek_vit
+from toast_deepseek_vit.backbone import DeepseekVitBackbone, wrap_deepseek_vit
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["deepseek_vit"]]
 

@@ -155,7 +155,7 @@ def test_an_image_size_that_patches_do_not_fill_is_refused() -> None:
     with pytest.raises(ToastError) as refused:
         build("timm:eva_tiny_eva02", image_size=(36, 40))
     assert refused.value.code == "backbone.wrong-image-size"
-    assert "32 × 40" in str(refused.value.what_to_do)
+    assert "32" in str(refused.value.what_to_do)
 
 
 def test_attention_of_another_kind_is_refused() -> None:

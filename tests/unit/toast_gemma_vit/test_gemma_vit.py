@@ -12,8 +12,7 @@ from tests.contract.tiny_models import list_tiny_models
 from toast_cli.backbones.base import Trace
 from toast_cli.backbones.lazy_signal import ValueSignal
 from toast_cli.utils.errors import UsageError
-from toast_gemma_vit.backbone import GemmaVitBackbone
-from toast_gemma_vit.loading import wrap_gemma_vit
+from toast_gemma_vit.backbone import GemmaVitBackbone, wrap_gemma_vit
 from toast_gemma_vit.position_lookup import look_up_positions
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["gemma_vit"]]

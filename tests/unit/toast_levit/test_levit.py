@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from tests.contract.tiny_models import list_tiny_models
 from toast_cli.backbones.lazy_signal import ValueSignal
 from toast_cli.steering.steering import Steering, run_two_passes
-from toast_levit.backbone import LevitBackbone
-from toast_levit.loading import wrap_levit
+from toast_levit.backbone import LevitBackbone, wrap_levit
 
 list_tiny_models()
 

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from tests.contract.tiny_models import list_tiny_models
 from toast_cli.backbones.base import Trace
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_qwen_vit.backbone import QwenVitBackbone
-from toast_qwen_vit.loading import wrap_qwen_vit
+from toast_qwen_vit.backbone import QwenVitBackbone, wrap_qwen_vit
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["qwen_vit"]]
 

@@ -16,8 +16,7 @@ from toast_cli.model.model import BackboneSnapshot, Model
 from toast_cli.steering.steering import Steering
 from toast_cli.tasks.classification import ClassificationOptions, build_classification
 from toast_cli.utils.errors import ToastError
-from toast_xcit.backbone import XcitBackbone
-from toast_xcit.loading import wrap_xcit
+from toast_xcit.backbone import XcitBackbone, wrap_xcit
 
 list_tiny_models()
 
