@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
 from toast_timm.any_model import make_wrap
 from toast_timm.fused_values import FusedValues
-from toast_timm.staged import StagedBackbone, flatten_map, make_level
+from toast_timm.staged import StagedBackbone, make_level
 from toast_timm.value_projection import map_signal
+
+
+def to_tokens(hidden: Tensor) -> Tensor:
+    """Return a map `[B, C, H, W]` as tokens `[B, N, C]`, in the memory layout that timm gives them."""
+    return hidden.flatten(2).transpose(1, 2)
 
 
 def find_values(block: Any) -> FusedValues:
@@ -65,7 +70,7 @@ class LevitBackbone(StagedBackbone):
         block = self.blocks[index]
         if signal is None:
             return self._run(block, hidden)
-        with find_values(block).steer(signal if self.module.use_conv else map_signal(signal, flatten_map)):
+        with find_values(block).steer(signal if self.module.use_conv else map_signal(signal, to_tokens)):
             return self._run(block, hidden)
 
     def value_weight(self, index: int) -> Tensor:
@@ -74,7 +79,7 @@ class LevitBackbone(StagedBackbone):
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, C, H, W]` and its mean `[B, C]`."""
-        features = state.hidden if self.module.use_conv else flatten_map(state.hidden)
+        features = state.hidden if self.module.use_conv else to_tokens(state.hidden)
         return Readout(
             z=state.hidden, compared=state.hidden, pooled=self.module.forward_head(features, pre_logits=True)
         )
@@ -87,7 +92,7 @@ class LevitBackbone(StagedBackbone):
     def _run(self, block: Any, hidden: Tensor) -> Tensor:
         if self.module.use_conv:
             return block(hidden)
-        tokens = block(flatten_map(hidden))
+        tokens = block(to_tokens(hidden))
         rows, columns = hidden.shape[-2:]
         if not hasattr(block, "attn"):
             stride = block.attn_downsample.stride

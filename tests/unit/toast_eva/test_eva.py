@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.contract.tiny_models.eva import MODELS
+from tests.timm_models import build
 from toast_cli import registry
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import ValueSignal
@@ -19,17 +20,6 @@ from toast_cli.utils.errors import ToastError
 
 CLASS_TOKEN = ["timm:eva_tiny_dinov3_bias", "timm:eva_tiny_eva02", "timm:eva_tiny_post_norm", "timm:eva_tiny_grouped"]
 """Those that the last block computes for their class token alone."""
-
-
-def build(name: str, **options: Any) -> Any:
-    """A backbone in float64 whose every weight, biases included, is random and not small."""
-    torch.manual_seed(0)
-    card = registry.load_backbone_card(name)
-    backbone = card.build(card.options(name=name, **{"weights": "none", **options}))
-    backbone.module.double().eval().requires_grad_(False)
-    for parameter in backbone.module.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
 
 
 def rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.contract.tiny_models import swin as tiny_models
+from tests.timm_models import move_weights
 from toast_cli import registry
 from toast_cli.backbones.base import State, Trace
 from toast_cli.steering.folding import FoldedSteering
@@ -29,10 +30,7 @@ def build(name: str, **settings: Any) -> SwinBackbone:
     torch.manual_seed(0)
     backbone = registry.wrap_model(timm.create_model(name, num_classes=0, **settings), library="timm")
     assert isinstance(backbone, SwinBackbone)
-    backbone.module.double().eval().requires_grad_(False)
-    for parameter in backbone.module.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
+    return move_weights(backbone)
 
 
 def steer(backbone: SwinBackbone, images: Tensor) -> Steering:
