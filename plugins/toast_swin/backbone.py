@@ -78,7 +78,7 @@ class SwinBackbone(StagedBackbone):
         parts = [part for pair in self.blocks for part in pair if part is not None]
         self.projections = [find_value_projection(block.attn) for _, block in self.blocks]
         super().__init__(module, preprocessing, levels, parts, module.patch_embed.patch_size[0])
-        # SwinV2 uses the weight of its projection without calling the layer, so factors on it have no effect.
+        # Outside of a level, SwinV2 does not call its projection, so factors on it would have no effect.
         called = not isinstance(module, SwinTransformerV2)
         self.adapter_targets = ("qkv",) if called else ("attn.proj", "mlp.fc1", "mlp.fc2")
         norms = [] if isinstance(module, SwinTransformer) else [block.norm1.weight for _, block in self.blocks]
