@@ -264,7 +264,9 @@ def build_backbones_page() -> str:
     families = [registry.load_entry(registry.FAMILIES, name) for name in list_own_names(registry.FAMILIES)]
     header = ["Name", "Family", "Parameters", "Image", "Licence", "Weights", "Pre-tuned path ships"]
     table = format_table(header, rows)
-    text = format_table(["Family", "Models"], [[f"`{each.name}:MODEL`", each.library] for each in families])
+    text = format_table(
+        ["Family", "Models"], [[f"`{each.name}:MODEL`", each.library] for each in families if each.card]
+    )
     introduction = (
         "A backbone is named with `--backbone NAME`. `FAMILY:MODEL` takes any model of the family's library.\n"
         "Image size and licence are those of the published weights.\n"

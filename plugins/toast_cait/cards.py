@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_cait.loading import wrap_cait
-
-    return wrap_cait(module)
-
-
-FAMILY = Family("cait", "timm", None, _wrap)
+FAMILY = make_timm_family("cait", "toast_cait.backbone:wrap_cait")

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from timm.models.convnext import ConvNeXt
 
 from toast_cli.plugin import UsageError
 from toast_convnext.backbone import ConvNeXtBackbone
-from toast_timm.any_model import set_timm_origin
+from toast_timm.any_model import make_wrap
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
 from toast_timm.options import TimmOptions
 from toast_timm.weights_file import describe_normalization
 
-
-def wrap_convnext(module: Any) -> ConvNeXtBackbone | None:
-    """Return the backbone of a timm ConvNeXt, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-    """
-    if not isinstance(module, ConvNeXt):
-        return None
-    backbone = ConvNeXtBackbone(module, get_preprocessing(module))
-    set_timm_origin(backbone, module, "convnext")
-    return backbone
+wrap_convnext = make_wrap(ConvNeXtBackbone, ConvNeXt, prefix="convnext")
 
 
 def build_convnext(model: str, options: TimmOptions) -> ConvNeXtBackbone:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from timm.models.deepseek_vit import DeepseekVitClassifier, DeepseekVitEncoder
 from torch import Tensor
 
-from toast_timm.rotary_tower import RotaryTowerBackbone
+from toast_timm.any_model import make_wrap
+from toast_timm.rotary_tower import RotaryTowerBackbone, get_encoder_size
 
 
 class DeepseekVitBackbone(RotaryTowerBackbone):
@@ -26,3 +27,6 @@ class DeepseekVitBackbone(RotaryTowerBackbone):
         """Return the tokens after the encoder's final norm."""
         normed: Tensor = self.encoder.norm(tokens)
         return normed
+
+
+wrap_deepseek_vit = make_wrap(DeepseekVitBackbone, (DeepseekVitEncoder, DeepseekVitClassifier), get_encoder_size)

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
-from torch import Tensor
+from timm.models.gemma4_vit import Gemma4Attention, Gemma4VitClassifier, Gemma4VitEncoder
+from torch import Tensor, nn
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, UsageError
-from toast_gemma_vit.attention_maps import record_gemma_attention
+from toast_cli.plugin import Preprocessing, State, UsageError
 from toast_gemma_vit.position_lookup import look_up_positions
-from toast_timm.loading import get_licence
-from toast_timm.patch_grid import infer_patch_grid
-from toast_timm.value_rows import steer_value_rows
+from toast_timm.any_model import make_wrap
+from toast_timm.flat_transformer import BlockContext
+from toast_timm.rotary_tower import PatchPositions, RotaryTowerBackbone
+from toast_timm.value_projection import ValueProjection
 
 
-@dataclass(frozen=True)
-class PatchPositions:
-    """Coordinates (x, y) of the patch tokens, `[B, N, 2]`, and their rotary embedding, `[B, N, d_h]` each."""
-
-    coordinates: Tensor
-    cosines: Tensor
-    sines: Tensor
-
-
-class GemmaVitBackbone(Backbone):
+class GemmaVitBackbone(RotaryTowerBackbone):
     """The vision tower of Gemma 4, with timm's classifier around it or without. A level is a block.
 
     The signal enters at the linear layer of the value projection, so `V = norm(clamp(W_V (X + X_td)))`: the clamps of
@@ -41,18 +30,16 @@ class GemmaVitBackbone(Backbone):
     Images are read as pixels from 0 to 1, which the model itself scales. Dictionaries of patches are not read.
     """
 
-    has_attention = True
-    adapter_targets = ("q_proj.linear", "k_proj.linear", "v_proj.linear")
     module: Gemma4VitEncoder | Gemma4VitClassifier
 
     def __init__(self, module: Gemma4VitEncoder | Gemma4VitClassifier, preprocessing: Preprocessing) -> None:
-        self.module = module
-        self.encoder = module.encoder if isinstance(module, Gemma4VitClassifier) else module
-        self.blocks: list[Any] = list(self.encoder.blocks)
-        self.width = self.head_width = self.encoder.embed_dim
-        self.levels = [Level(self.width, self.width)] * len(self.blocks)
-        self.level_modules = self.blocks
-        self.preprocessing = preprocessing
+        super().__init__(module, preprocessing)
+        self.adapter_targets = ("q_proj.linear", "k_proj.linear", "v_proj.linear")
+
+    def find_projections(self, block: nn.Module) -> list[ValueProjection]:
+        """Return the linear layer between the clamps of the value projection."""
+        layers = [part.v_proj for part in block.modules() if isinstance(part, Gemma4Attention)]
+        return [ValueProjection(layer, "linear", len(layer.linear.weight)) for layer in layers]
 
     def enter(self, inputs: Tensor) -> State:
         """Return patch tokens `[B, N, d]` of images `[B, 3, H, W]`, with the learned position embeddings.
@@ -72,55 +59,26 @@ class GemmaVitBackbone(Backbone):
                 code="backbone.wrong-image-size",
             )
         with look_up_positions(self.encoder.patch_embed):
-            tokens, coordinates, _ = self.encoder.patch_embed(inputs)
-        return State(tokens, self._rotate(tokens, coordinates))
+            tokens, _, _ = self.encoder.patch_embed(inputs)
+        grid = self.grid(inputs)
+        return State(tokens, BlockContext(PatchPositions(grid, self.rotate(tokens, grid))))
 
-    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one stock block. The signal `[B, N, d]` is added to the input of the value projection's linear layer."""
-        positions = state.context or self._locate(state.hidden)
-        block = self.blocks[index]
-        recorded: list[tuple[Tensor, Tensor]] = []
-        with ExitStack() as attached:
-            if signal is not None:
-                attached.enter_context(steer_value_rows(block.attn.v_proj.linear, 0, signal))
-            if trace is not None and index in trace.attention_of:
-                rotation = (positions.cosines, positions.sines)
-                attached.enter_context(record_gemma_attention(block.attn, *rotation, recorded))
-            hidden = block(state.hidden, positions.cosines, positions.sines)
-        if trace is not None and recorded:
-            trace.attention[index], trace.mismatch[index] = recorded[0]
-        return State(hidden, positions)
+    def rotate(self, tokens: Tensor, grid: tuple[int, int]) -> Mapping[str, Tensor]:
+        """Return the rotary embedding of the tokens of a grid, `[B, N, d_h]` each."""
+        cosines, sines = self.encoder.rotary_emb(tokens, self._list_coordinates(tokens, grid))
+        return {"rope_cos": cosines, "rope_sin": sines}
 
-    def value_weight(self, index: int) -> Tensor:
-        """Return the weight of the value projection's linear layer, `[values, d]`."""
-        weight: Tensor = self.blocks[index].attn.v_proj.linear.weight
-        return weight
+    def project(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the soft tokens of an encoder that makes them, else the patch tokens."""
+        encoder = self.encoder
+        if encoder.global_pool != "soft":
+            return tokens
+        features, _ = encoder.pooler(tokens, self._list_coordinates(tokens, grid), None)
+        return features if encoder.std_bias is None else (features - encoder.std_bias) * encoder.std_scale
 
-    def leave(self, state: State) -> Readout:
-        """Return the patch tokens `[B, N, d]`, and the pooled features of the classifier or of the encoder."""
-        encoder, features = self.encoder, state.hidden
-        z = self._normalize(state.hidden)
-        if encoder.global_pool == "soft":
-            positions = state.context or self._locate(state.hidden)
-            features, _ = encoder.pooler(features, positions.coordinates, None)
-            if encoder.std_bias is not None:
-                features = (features - encoder.std_bias) * encoder.std_scale
-        return Readout(z=z, compared=z, pooled=self._pool(features))
-
-    def tap(self, state: State) -> Readout:
-        """Return the patch tokens after the norm, without soft tokens."""
-        z = self._normalize(state.hidden)
-        return Readout(z=z, compared=z, pooled=z.mean(dim=1))
-
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        features = self.encoder(inputs)
-        return features if features.ndim == 2 else self._pool(features)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
+    def normalize(self, tokens: Tensor) -> Tensor:
+        """Apply the classifier's norm, if there is one, to every token."""
+        return self.module.norm(tokens) if isinstance(self.module, Gemma4VitClassifier) else tokens
 
     def example(self, batch: int) -> Tensor:
         """Return random images `[batch, 3, H, W]` of the preprocessed size."""
@@ -132,22 +90,10 @@ class GemmaVitBackbone(Backbone):
         rows, columns = self.encoder.patch_size
         return height // rows, width // columns
 
-    def _normalize(self, tokens: Tensor) -> Tensor:
-        """Apply the classifier's norm, if there is one, to every token."""
-        return self.module.norm(tokens) if isinstance(self.module, Gemma4VitClassifier) else tokens
-
-    def _pool(self, features: Tensor) -> Tensor:
-        """Return pooled features `[B, d]` of the encoder's output `[B, N, d]`."""
-        if isinstance(self.module, Gemma4VitClassifier):
-            return self.module.forward_head(features, pre_logits=True)
-        return features.mean(dim=1)
-
-    def _rotate(self, tokens: Tensor, coordinates: Tensor) -> PatchPositions:
-        """Return the positions of tokens with their rotary embedding."""
-        return PatchPositions(coordinates, *self.encoder.rotary_emb(tokens, coordinates))
-
-    def _locate(self, tokens: Tensor) -> PatchPositions:
-        """Return the positions of tokens without a context."""
-        grid = infer_patch_grid(self, tokens)
+    def _list_coordinates(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the coordinates (x, y) of the patch tokens, `[B, N, 2]`."""
         coordinates, _ = self.encoder.patch_embed._default_patch_coord(len(tokens), *grid, tokens.device)
-        return self._rotate(tokens, coordinates.flip(dims=(-1,)))
+        return coordinates.flip(dims=(-1,))
+
+
+wrap_gemma_vit = make_wrap(GemmaVitBackbone, (Gemma4VitEncoder, Gemma4VitClassifier))

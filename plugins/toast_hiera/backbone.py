@@ -9,8 +9,8 @@ from timm.models.hiera import Hiera, Unroll
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ToastError
-from toast_timm.fused_values import FusedValues, map_signal
 from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
+from toast_timm.value_projection import find_value_projection, map_signal
 
 
 class HieraBackbone(StagedBackbone):
@@ -49,7 +49,7 @@ class HieraBackbone(StagedBackbone):
         height, width = (cells * stride for cells in module.tokens_spatial_shape)
         self.fixed_size = (height, width)
         self.image_multiple = stride * max(module.mask_unit_size)
-        self.values = [FusedValues(block.attn) for block in blocks]
+        self.values = [find_value_projection(block.attn) for block in blocks]
         orders = [module.reroll.schedule[index] for index in range(len(levels))]
         self.unrolls = [Unroll(size, (1, 1), strides) for strides, size in (orders[0], *orders)]
         """The order of the tokens before each level, and after the last."""
@@ -72,7 +72,7 @@ class HieraBackbone(StagedBackbone):
 
     def value_weight(self, index: int) -> Tensor:
         """Return the value third of the fused projection, `[values, C]`."""
-        return self.values[index].weight
+        return self.values[index].value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, d, H, W]`, the normalized map, and the model's own pooled features."""

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_hiera.loading import wrap_hiera
-
-    return wrap_hiera(module)
-
-
-FAMILY = Family("hiera", "timm", None, _wrap)
+FAMILY = make_timm_family("hiera", "toast_hiera.loading:wrap_hiera")

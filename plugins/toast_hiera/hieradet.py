@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
-from toast_timm.fused_values import FusedValues, map_signal
 from toast_timm.staged import StagedBackbone, make_level, require_same_stride
+from toast_timm.value_projection import find_value_projection, map_signal
 
 
 class HieraDetBackbone(StagedBackbone):
@@ -41,7 +41,7 @@ class HieraDetBackbone(StagedBackbone):
         super().__init__(module, preprocessing, levels, list(blocks), stride)
         # The window of the position embedding is repeated, and every pooling must divide its map.
         self.image_multiple = max(stride * module.window_spec[0], self.reduction)
-        self.values = [FusedValues(block.attn) for block in blocks]
+        self.values = [find_value_projection(block.attn) for block in blocks]
 
     def enter(self, inputs: Tensor) -> State:
         """Return the embedded patches of images `[B, 3, H, W]` as a map."""
@@ -69,7 +69,7 @@ class HieraDetBackbone(StagedBackbone):
 
     def value_weight(self, index: int) -> Tensor:
         """Return the value third of the fused projection, `[values, C]`."""
-        return self.values[index].weight
+        return self.values[index].value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, d, H, W]`, the normalized map, and the model's own pooled features."""

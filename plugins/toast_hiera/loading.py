@@ -10,8 +10,18 @@ from timm.models.hieradet_sam2 import HieraDet
 from toast_cli.plugin import Backbone
 from toast_hiera.backbone import HieraBackbone
 from toast_hiera.hieradet import HieraDetBackbone
-from toast_timm.any_model import set_timm_origin
-from toast_timm.loading import get_preprocessing
+from toast_timm.any_model import make_wrap
+
+
+def find_input_size(module: Hiera) -> tuple[int, int]:
+    """Return the image size (height, width) that the position embeddings were built for, also of a model of videos."""
+    *_, height, width = module.tokens_spatial_shape
+    *_, rows, columns = module.patch_stride
+    return height * rows, width * columns
+
+
+_wrap_hiera = make_wrap(HieraBackbone, Hiera, find_input_size)
+_wrap_hieradet = make_wrap(HieraDetBackbone, HieraDet)
 
 
 def wrap_hiera(module: Any) -> Backbone | None:
@@ -21,14 +31,4 @@ def wrap_hiera(module: Any) -> Backbone | None:
         UsageError: The model does not read RGB images.
         ToastError: The model cannot be steered.
     """
-    backbone: Backbone
-    if isinstance(module, Hiera):
-        *_, height, width = module.tokens_spatial_shape
-        *_, rows, columns = module.patch_stride
-        backbone = HieraBackbone(module, get_preprocessing(module, (height * rows, width * columns)))
-    elif isinstance(module, HieraDet):
-        backbone = HieraDetBackbone(module, get_preprocessing(module))
-    else:
-        return None
-    set_timm_origin(backbone, module)
-    return backbone
+    return _wrap_hiera(module) or _wrap_hieradet(module)

@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timm.models.levit import Levit
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
-from toast_timm.loading import get_licence
-
-
-@dataclass(frozen=True)
-class Values:
-    """The values of one attention: the last `width` output channels of each head in a projection's linear layer."""
-
-    projection: Any
-    heads: int
-    width: int
-
-    @property
-    def layer(self) -> Any:
-        """The linear layer or 1 by 1 convolution, which an adapter may have replaced."""
-        return self.projection.linear
-
-    @property
-    def weight(self) -> Tensor:
-        """`W_V`, `[heads * width, d]`."""
-        weight: Tensor = self.layer.weight
-        return weight.flatten(1).unflatten(0, (self.heads, -1))[:, -self.width :].flatten(0, 1)
-
-    @contextmanager
-    def steer(self, signal: Signal) -> Iterator[None]:
-        """Inside the block, `V = BN(W_V (X + signal))`; the signal is a map `[B, C, H, W]`."""
-
-        def add_to_values(layer: nn.Module, _: object, projected: Tensor) -> Tensor:
-            sent = signal.tensor if isinstance(signal, ValueSignal) else F.conv2d(signal, self.weight[..., None, None])
-            if projected.ndim == 4:
-                values = projected.unflatten(1, (self.heads, -1))[:, :, -self.width :]
-                values += sent.unflatten(1, (self.heads, -1))
-            else:
-                values = projected.unflatten(-1, (self.heads, -1))[..., -self.width :]
-                values += sent.flatten(2).transpose(1, 2).unflatten(-1, (self.heads, -1))
-            return projected
-
-        handle = self.layer.register_forward_hook(add_to_values)
-        try:
-            yield
-        finally:
-            handle.remove()
+from toast_cli.plugin import Preprocessing, Readout, Signal, State
+from toast_timm.any_model import make_wrap
+from toast_timm.fused_values import FusedValues
+from toast_timm.staged import StagedBackbone, make_level
+from toast_timm.value_projection import map_signal
 
 
-def find_values(block: Any) -> Values:
-    """Return the values of a block's attention, or of the attention that halves the map."""
+def to_tokens(hidden: Tensor) -> Tensor:
+    """Return a map `[B, C, H, W]` as tokens `[B, N, C]`, in the memory layout that timm gives them."""
+    return hidden.flatten(2).transpose(1, 2)
+
+
+def find_values(block: Any) -> FusedValues:
+    """Return the values of a block's attention, or of the attention that halves the map: the last of each head."""
     attention = block.attn if hasattr(block, "attn") else block.attn_downsample
     projection = attention.qkv if hasattr(attention, "qkv") else attention.kv
-    return Values(projection, attention.num_heads, attention.val_dim)
+    return FusedValues(projection, "linear", attention.num_heads * attention.val_dim, attention.num_heads)
 
 
-class LevitBackbone(Backbone):
+def find_input_size(module: Any) -> tuple[int, int]:
+    """Return the image size (height, width) that the position biases were built for."""
+    rows, columns = module.stages[0].blocks[0].attn.resolution
+    return rows * module.stem.stride, columns * module.stem.stride
+
+
+class LevitBackbone(StagedBackbone):
     """Any timm `Levit`, of linear layers or of convolutions. A level is a block, or the attention between two stages.
 
     Between two stages, attention with fewer queries than keys halves the map. It has values like any other, and a
@@ -75,92 +44,60 @@ class LevitBackbone(Backbone):
     position bias exist within a stage only, so feature energy is drawn.
     """
 
-    channel_dim = 1
     adapter_targets = ("qkv.linear", "kv.linear")
     module: Levit
 
     def __init__(self, module: Levit, preprocessing: Preprocessing) -> None:
-        self.module = module
         self.blocks: list[Any] = []
-        self.levels = []
+        levels = []
         width = module.embed_dim[0]
         stages: list[Any] = list(module.stages)
         for stage, width_out in zip(stages, module.embed_dim, strict=True):
             if not isinstance(stage.downsample, nn.Identity):
                 self.blocks.append(stage.downsample)
-                self.levels.append(Level(width, width_out, "deconvolution", stage.downsample.attn_downsample.stride))
+                levels.append(make_level(width, width_out, stage.downsample.attn_downsample.stride))
             self.blocks.extend(stage.blocks)
-            self.levels.extend([Level(width_out, width_out, "deconvolution")] * len(stage.blocks))
+            levels.extend([make_level(width_out, width_out)] * len(stage.blocks))
             width = width_out
-        self.width = self.head_width = module.num_features
-        self.level_modules = self.blocks
-        self.preprocessing = preprocessing
+        super().__init__(module, preprocessing, levels, self.blocks, module.stem.stride)
 
     def enter(self, inputs: Tensor) -> State:
         """Return the map `[B, C, H, W]` of the convolutional stem."""
         return State(self.module.stem(inputs))
 
-    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one stock block. The signal `[B, C, H, W]` is added to the input of the value projection."""
-        block, hidden = self.blocks[index], state.hidden
+    def run_level(self, index: int, hidden: Tensor, signal: Signal | None) -> Tensor:
+        """Run one stock block. The signal is added to the input of the value projection."""
+        block = self.blocks[index]
         if signal is None:
-            return State(self._run(block, hidden))
-        with find_values(block).steer(_fit_signal(signal, hidden)):
-            return State(self._run(block, hidden))
+            return self._run(block, hidden)
+        with find_values(block).steer(signal if self.module.use_conv else map_signal(signal, to_tokens)):
+            return self._run(block, hidden)
 
     def value_weight(self, index: int) -> Tensor:
         """Return the value rows of every head, `[values, C]`."""
-        return find_values(self.blocks[index]).weight
+        return find_values(self.blocks[index]).value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, C, H, W]` and its mean `[B, C]`."""
-        features = state.hidden if self.module.use_conv else _to_tokens(state.hidden)
+        features = state.hidden if self.module.use_conv else to_tokens(state.hidden)
         return Readout(
             z=state.hidden, compared=state.hidden, pooled=self.module.forward_head(features, pre_logits=True)
         )
-
-    def tap(self, state: State) -> Readout:
-        """Return a block's map."""
-        return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
-
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, C]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last map, which the position biases fix."""
         rows, columns = self.blocks[-1].attn.resolution
         return rows, columns
 
-    def _run(self, block: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    def _run(self, block: Any, hidden: Tensor) -> Tensor:
         if self.module.use_conv:
             return block(hidden)
-        attention: Any = getattr(block, "attn", None)
-        tokens = block(_to_tokens(hidden))
+        tokens = block(to_tokens(hidden))
         rows, columns = hidden.shape[-2:]
-        if attention is None:
-            stride = block.attn_downsample.stride  # type: ignore[attr-defined]
+        if not hasattr(block, "attn"):
+            stride = block.attn_downsample.stride
             rows, columns = -(-rows // stride), -(-columns // stride)
         return tokens.transpose(1, 2).unflatten(-1, (rows, columns))
 
 
-def _to_tokens(map: Tensor) -> Tensor:
-    """Return a map `[B, C, H, W]` as tokens `[B, N, C]`."""
-    return map.flatten(2).transpose(1, 2)
-
-
-def _fit_signal(signal: Signal, hidden: Tensor) -> Signal:
-    """Crop a signal of any kind at the bottom and the right; no effect if the strides divide the map."""
-    rows, columns = hidden.shape[-2:]
-    if isinstance(signal, ValueSignal):
-        return ValueSignal(signal.tensor[..., :rows, :columns])
-    return signal[..., :rows, :columns]
+wrap_levit = make_wrap(LevitBackbone, Levit, find_input_size)

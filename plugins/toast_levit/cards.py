@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_levit.loading import wrap_levit
-
-    return wrap_levit(module)
-
-
-FAMILY = Family("levit", "timm", None, _wrap)
+FAMILY = make_timm_family("levit", "toast_levit.backbone:wrap_levit")

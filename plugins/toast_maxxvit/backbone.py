@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
 from toast_maxxvit.parts import ConvolutionPart, Part, PartitionPart, TransformerPart
+from toast_timm.any_model import make_wrap
 from toast_timm.staged import StagedBackbone, make_level
 
 
@@ -82,3 +83,6 @@ class MaxxVitBackbone(StagedBackbone):
         z, head = self.module.norm(state.hidden), self.module.head
         compared = head.norm(z) if hasattr(head, "norm") else z
         return Readout(z=z, compared=compared, pooled=self.module.forward_head(z, pre_logits=True))
+
+
+wrap_maxxvit = make_wrap(MaxxVitBackbone, MaxxVit, lambda maxxvit: tuple(maxxvit.img_size))

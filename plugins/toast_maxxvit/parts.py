@@ -21,14 +21,18 @@ from timm.models.maxxvit import (
 from torch import Tensor, nn
 
 from toast_cli.plugin import Signal, ValueSignal
-from toast_timm.fused_values import FusedValues, map_signal
+from toast_timm.fused_values import FusedValues
+from toast_timm.value_projection import ValueProjection, find_value_projection, map_signal
 
 Partition = Callable[[Tensor, Any], Tensor]
 
 
-def find_values(attention: AttentionCl | Attention2d) -> FusedValues:
+def find_values(attention: AttentionCl | Attention2d) -> ValueProjection:
     """Return the value part of an attention's projection: q, k, v are fused per head, or as a whole."""
-    return FusedValues(attention, groups=attention.num_heads if attention.head_first else 1)
+    if isinstance(attention, AttentionCl) and not attention.head_first:
+        return find_value_projection(attention)
+    groups = attention.num_heads if attention.head_first else 1
+    return FusedValues(attention, "qkv", len(attention.qkv.weight) // 3, groups)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ class TransformerPart(Part):
 
     def value_weight(self) -> Tensor | None:
         """Return `W_V`, unless the signal is pooled by maxima."""
-        return self._values.weight if self._is_linear else None
+        return self._values.value_weight if self._is_linear else None
 
     @property
-    def _values(self) -> FusedValues:
+    def _values(self) -> ValueProjection:
         return find_values(self.module.attn)
 
     @property
@@ -128,7 +132,7 @@ class PartitionPart(Part):
 
     def value_weight(self) -> Tensor:
         """Return `W_V` of every attention, `[values, C]`."""
-        return torch.cat([find_values(attention).weight for attention, _ in self._attentions])
+        return torch.cat([find_values(attention).value_weight for attention, _ in self._attentions])
 
     @property
     def _channels_last(self) -> bool:

@@ -8,8 +8,9 @@ from timm.models.mvitv2 import MultiScaleAttention, MultiScaleVit
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ToastError
-from toast_timm.fused_values import FusedValues, map_signal
+from toast_timm.any_model import make_wrap
 from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
+from toast_timm.value_projection import find_value_projection, map_signal
 
 
 def find_input_size(module: MultiScaleVit) -> tuple[int, int] | None:
@@ -66,7 +67,7 @@ class MvitBackbone(StagedBackbone):
         stride = require_same_stride(module, module.patch_embed.proj.stride)
         super().__init__(module, preprocessing, levels, blocks, stride)
         self.fixed_size, self.image_multiple = find_input_size(module), self.reduction
-        self.values = [FusedValues(block.attn) for block in blocks]
+        self.values = [find_value_projection(block.attn) for block in blocks]
 
     def enter(self, inputs: Tensor) -> State:
         """Return the embedded patches of images `[B, 3, H, W]` as a map."""
@@ -88,10 +89,13 @@ class MvitBackbone(StagedBackbone):
 
     def value_weight(self, index: int) -> Tensor:
         """Return the value third of the fused projection, `[values, C]`."""
-        return self.values[index].weight
+        return self.values[index].value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the map after the final norm `[B, d, H, W]` and the model's own pooled features `[B, d]`."""
         tokens = self.module.norm(flatten_map(state.hidden))
         z = tokens.transpose(1, 2).unflatten(2, state.hidden.shape[-2:])
         return Readout(z=z, compared=z, pooled=self.module.forward_head(tokens, pre_logits=True))
+
+
+wrap_mvitv2 = make_wrap(MvitBackbone, MultiScaleVit, find_input_size)

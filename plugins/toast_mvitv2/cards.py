@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_mvitv2.loading import wrap_mvitv2
-
-    return wrap_mvitv2(module)
-
-
-FAMILY = Family("mvitv2", "timm", None, _wrap)
+FAMILY = make_timm_family("mvitv2", "toast_mvitv2.backbone:wrap_mvitv2")

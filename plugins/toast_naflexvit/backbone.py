@@ -10,11 +10,10 @@ import torch
 from timm.models.naflexvit import NaFlexVit
 from torch import Tensor
 
-from toast_cli.plugin import Preprocessing, Readout, State, ToastError
-from toast_timm.any_model import set_timm_origin
+from toast_cli.plugin import Preprocessing, Readout, State
+from toast_timm.any_model import make_wrap
 from toast_timm.flat_transformer import BlockContext, FlatTransformer
-from toast_timm.loading import get_preprocessing
-from toast_timm.value_projection import find_value_projections, is_differential
+from toast_timm.patch_grid import infer_patch_grid
 
 
 @dataclass(frozen=True)
@@ -34,27 +33,13 @@ class NaFlexVitBackbone(FlatTransformer):
     `[B, N, P * P * 3]`, their rows and columns `patch_coord` `[B, N, 2]`, and `patch_valid` `[B, N]`, False on padding.
     `z` is every token after the model's final norm, before or after pooling; `real` is False on padding, which no real
     token attends to.
-
-    Raises:
-        ToastError: A block has no value projection of its own.
     """
 
     any_image_size = True
     module: NaFlexVit
 
     def __init__(self, module: NaFlexVit, preprocessing: Preprocessing) -> None:
-        projections = [find_value_projections(block) for block in module.blocks]
-        if not all(projections):
-            raise ToastError(
-                f"The blocks of this {type(module).__name__} have no value projection that toast knows.",
-                "TOAST adds its signal to the input of the values.",
-                "Choose a NaFlexViT with ordinary attention blocks.",
-                code="backbone.cannot-steer",
-            )
-        super().__init__(module, list(module.blocks), projections, preprocessing)
-        every = [projection for block in projections for projection in block]
-        self.has_attention = not any(is_differential(projection) for projection in every)
-        self.adapter_targets = sorted({projection.name for projection in every})
+        super().__init__(module, preprocessing)
         self.takes_prompts = module.rope is None
         self.prefix_tokens = module.num_prefix_tokens
 
@@ -69,19 +54,21 @@ class NaFlexVitBackbone(FlatTransformer):
         arguments = PatchArguments(rope, embedded["attn_mask"], embedded["patch_valid"])
         return State(embedded["patches"], BlockContext(arguments))
 
-    def run_block(self, index: int, hidden: Tensor, arguments: PatchArguments | None) -> Tensor:
-        """Run one stock block. A state that was rebuilt from its tokens is one of images of the preprocessed size."""
-        vit = self.module
-        arguments = arguments or PatchArguments(self._make_rope())
-        rope = arguments.rope
-        rotation = {} if rope is None else {"rope": rope[index] if vit.rope_is_mixed else rope}
-        tokens: Tensor = vit.blocks[index](hidden, attn_mask=arguments.mask, **rotation)
-        return tokens
+    def get_arguments(self, index: int, tokens: Tensor, shared: PatchArguments) -> Mapping[str, Any]:
+        """Return the mask, and the block's rotary table, if there is one."""
+        rope = shared.rope
+        rotation = {} if rope is None else {"rope": rope[index] if self.module.rope_is_mixed else rope}
+        return {"attn_mask": shared.mask, **rotation}
+
+    def rebuild(self, tokens: Tensor) -> PatchArguments:
+        """Return the rotary table of images of the preprocessed size, without a mask."""
+        rope = self.module.rope
+        return PatchArguments(None if rope is None else rope.get_embed(shape=infer_patch_grid(self, tokens)))
 
     def leave(self, state: State) -> Readout:
         """Return the tokens after the final norm `[B, N, d]` and the model's own pooled features `[B, d]`."""
         vit = self.module
-        valid = None if state.context is None or state.context.arguments is None else state.context.arguments.valid
+        valid = None if state.context is None else state.context.shared.valid
         tokens = vit.norm(state.hidden)
         z = vit.fc_norm(tokens)
         pooled = vit.forward_head(tokens, pre_logits=True, patch_valid=valid)
@@ -109,22 +96,5 @@ class NaFlexVitBackbone(FlatTransformer):
         """Return the class token if the model pools it, else all patch tokens."""
         return slice(0, 1) if self.module.global_pool == "token" else slice(self.prefix_tokens, None)
 
-    def _make_rope(self) -> Any:
-        if self.module.rope is None:
-            return None
-        size = self.require_preprocessing().image_size
-        return self.module.rope.get_embed(shape=self.module.embeds.dynamic_feat_size(size))
 
-
-def wrap_naflexvit(module: Any) -> NaFlexVitBackbone | None:
-    """Return the backbone of a timm NaFlexViT, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-        ToastError: It cannot be steered.
-    """
-    if not isinstance(module, NaFlexVit):
-        return None
-    backbone = NaFlexVitBackbone(module, get_preprocessing(module, module.embeds.default_img_size))
-    set_timm_origin(backbone, module)
-    return backbone
+wrap_naflexvit = make_wrap(NaFlexVitBackbone, NaFlexVit, lambda vit: vit.embeds.default_img_size)

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_naflexvit.backbone import wrap_naflexvit
-
-    return wrap_naflexvit(module)
-
-
-FAMILY = Family("naflexvit", "timm", None, _wrap)
+FAMILY = make_timm_family("naflexvit", "toast_naflexvit.backbone:wrap_naflexvit")

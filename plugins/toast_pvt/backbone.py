@@ -10,8 +10,14 @@ from timm.models.pvt_v2 import Attention, PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ValueSignal
-from toast_timm.fused_values import FusedValues, map_signal
+from toast_timm.any_model import make_wrap
 from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
+from toast_timm.value_projection import ValueProjection, map_signal
+
+
+def find_values(attention: Attention) -> ValueProjection:
+    """Return the value half of the projection to keys and values."""
+    return ValueProjection(attention, "kv", attention.kv.out_features // 2)
 
 
 def reduce_tokens(attention: Attention, tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -33,7 +39,7 @@ def steer_reduced_values(attention: Attention, signal: Tensor, size: tuple[int, 
 
     handle = attention.register_forward_pre_hook(reduce_steered)
     try:
-        with FusedValues(attention, "kv", parts=2).replace_input(steered.pop):
+        with find_values(attention).replace_input(steered.pop):
             yield
     finally:
         handle.remove()
@@ -98,7 +104,7 @@ class PvtBackbone(StagedBackbone):
         else:
             sent = map_signal(signal, flatten_map)
             if isinstance(sent, ValueSignal) or block.attn.sr is None:
-                steered = FusedValues(block.attn, "kv", parts=2).steer(sent)
+                steered = find_values(block.attn).steer(sent)
             else:
                 steered = steer_reduced_values(block.attn, sent, (rows, columns))
             with steered:
@@ -112,9 +118,12 @@ class PvtBackbone(StagedBackbone):
         block: Any = self.level_modules[index]
         if self.downsamples[index] is not None or block.attn.sr is not None:
             return None
-        return FusedValues(block.attn, "kv", parts=2).weight
+        return find_values(block.attn).value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, d, H, W]`, which is normalized, and the model's own pooled features `[B, d]`."""
         z = state.hidden
         return Readout(z=z, compared=z, pooled=self.module.forward_head(z.contiguous(), pre_logits=True))
+
+
+wrap_pvt = make_wrap(PvtBackbone, PyramidVisionTransformerV2)

@@ -6,7 +6,8 @@ from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
 from torch import Tensor
 
 from toast_cli.plugin import State, UsageError
-from toast_timm.rotary_tower import RotaryTowerBackbone
+from toast_timm.any_model import make_wrap
+from toast_timm.rotary_tower import RotaryTowerBackbone, get_encoder_size
 
 
 class QwenVitBackbone(RotaryTowerBackbone):
@@ -48,3 +49,6 @@ class QwenVitBackbone(RotaryTowerBackbone):
             normed: Tensor = self.encoder.merger.norm(tokens)
             return normed
         return self.module.norm(tokens) if isinstance(self.module, Qwen3VitClassifier) else tokens
+
+
+wrap_qwen_vit = make_wrap(QwenVitBackbone, (Qwen3VitEncoder, Qwen3VitClassifier), get_encoder_size)

@@ -5,21 +5,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from torch import Tensor, nn
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, ValueSignal
-from toast_swin.windows import (
-    AttentionCache,
-    cache_attention,
-    get_value_weight,
-    reuse_attention,
-    steer_window_values,
-)
-from toast_timm.loading import get_licence
+from toast_cli.plugin import Level, Preprocessing, Readout, Signal, State, ToastError, Trace
+from toast_swin.windows import AttentionCache, cache_attention, reuse_attention, steer_window_values
+from toast_timm.staged import StagedBackbone, fit_signal, make_level
+from toast_timm.value_projection import find_value_projection, map_signal
 
 SWIN_CLASSES = (SwinTransformer, SwinTransformerV2, SwinTransformerV2Cr)
 
@@ -39,7 +33,7 @@ def to_channels_first(map: Tensor) -> Tensor:
     return map.permute(0, 3, 1, 2)
 
 
-class SwinBackbone(Backbone):
+class SwinBackbone(StagedBackbone):
     """Any timm `SwinTransformer`, `SwinTransformerV2` or `SwinTransformerV2Cr`. A level is a block.
 
     A block is steered as a transformer (section 3.1, step iv): `V = W_V (X + X_td) + b_V` inside its windows, with Q
@@ -64,9 +58,6 @@ class SwinBackbone(Backbone):
         ToastError: The model is not a Swin Transformer, or its blocks have no projection to q, k and v.
     """
 
-    channel_dim = 1
-    module: Any
-
     def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
         name = type(module).__name__
         if not isinstance(module, SWIN_CLASSES):
@@ -75,39 +66,37 @@ class SwinBackbone(Backbone):
                 what_to_do="Choose a Swin, SwinV2 or SwinV2-CR model, or the plugin of its family.",
                 code="backbone.wrong-family",
             )
-        self.module, self.preprocessing = module, preprocessing
-        self.width, self.head_width = module.num_features, module.head_hidden_size
         self.blocks: list[tuple[nn.Module | None, Any]] = []
         """The merging before a block, or None, and the block."""
-        self.levels: list[Level] = []
+        levels: list[Level] = []
         for stage in module.stages if isinstance(module, SwinTransformerV2Cr) else module.layers:
             merging = None if isinstance(stage.downsample, nn.Identity) else stage.downsample
             for block in stage.blocks:
-                self._add_level(merging, block)
+                self.blocks.append((merging, block))
+                levels.append(self._make_level(module, levels, merging, block))
                 merging = None
-        self.level_modules = [part for merging, block in self.blocks for part in (merging, block) if part is not None]
-        # SwinV2 uses the weight of its projection without calling the layer, so factors on it have no effect.
+        parts = [part for pair in self.blocks for part in pair if part is not None]
+        self.projections = [find_value_projection(block.attn) for _, block in self.blocks]
+        super().__init__(module, preprocessing, levels, parts, module.patch_embed.patch_size[0])
+        # Outside of a level, SwinV2 does not call its projection, so factors on it would have no effect.
         called = not isinstance(module, SwinTransformerV2)
         self.adapter_targets = ("qkv",) if called else ("attn.proj", "mlp.fc1", "mlp.fc2")
         norms = [] if isinstance(module, SwinTransformer) else [block.norm1.weight for _, block in self.blocks]
         if norms and not any(weight.is_meta or bool(weight.any()) for weight in norms):
             self.notes = [ZERO_NORMS]
 
-    def _add_level(self, merging: Any, block: Any) -> None:
+    @staticmethod
+    def _make_level(module: nn.Module, before: list[Level], merging: Any, block: Any) -> Level:
         projection = getattr(block.attn, "qkv", None)
         if projection is None:
             raise ToastError(
-                f"The blocks of this {type(self.module).__name__} have no q, k, v projection of their own.",
+                f"The blocks of this {type(module).__name__} have no q, k, v projection of their own.",
                 "TOAST adds its signal to the values.",
                 "Choose a Swin with the attention of timm.",
                 code="backbone.cannot-steer",
             )
         width = projection.in_features
-        self.blocks.append((merging, block))
-        if merging is None:
-            self.levels.append(Level(width, width, "deconvolution", 1))
-        else:
-            self.levels.append(Level(self.levels[-1].width_out, width, "deconvolution", 2))
+        return make_level(width, width) if merging is None else make_level(before[-1].width_out, width, 2)
 
     def enter(self, inputs: Tensor) -> State:
         """Return the patches `[B, C, H, W]` of images `[B, 3, H, W]`."""
@@ -116,29 +105,29 @@ class SwinBackbone(Backbone):
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock block, after the merging before it. The signal `[B, C, H, W]` enters as the class says."""
-        merging, block = self.blocks[index]
-        hidden = to_channels_last(state.hidden)
         cache = state.context if isinstance(state.context, AttentionCache) and state.context.index == index else None
+        fitted = None if signal is None else fit_signal(signal, state.hidden)
+        return State(self.run_level(index, state.hidden, fitted, cache))
+
+    def run_level(
+        self, index: int, hidden: Tensor, signal: Signal | None, cache: AttentionCache | None = None
+    ) -> Tensor:
+        """Run one level on a map, and store or use its cached attention."""
+        (merging, block), projection = self.blocks[index], self.projections[index]
+        tokens = to_channels_last(hidden)
         attached: Any = nullcontext() if cache is None else cache_attention(block, cache)
         if signal is not None:
-            entering = self._crop(signal, hidden)
+            entering = map_signal(signal, to_channels_last)
             if merging is not None:
                 assert isinstance(entering, Tensor)  # a level with a merging has no value_weight
-                hidden = hidden + entering
+                tokens = tokens + entering
             elif cache is not None and cache.map is not None:
-                attached = reuse_attention(block, entering, cache)
+                attached = reuse_attention(block, projection, entering, cache)
             else:
-                attached = steer_window_values(block, entering)
-        with attached:
-            hidden = block(hidden if merging is None else merging(hidden))
-        return State(to_channels_first(hidden))
-
-    def _crop(self, signal: Signal, hidden: Tensor) -> Signal:
-        """Return a signal `[B, C, H', W']` as `[B, H, W, C]`, with the size of a map `[B, H, W, C]`."""
-        rows, columns = hidden.shape[1:3]
-        if isinstance(signal, ValueSignal):
-            return ValueSignal(to_channels_last(signal.tensor[..., :rows, :columns]))
-        return to_channels_last(signal[..., :rows, :columns])
+                attached = steer_window_values(block, projection, entering)
+        with projection.prepare(), attached:
+            tokens = block(tokens if merging is None else merging(tokens))
+        return to_channels_first(tokens)
 
     def keep(self, state: State, index: int) -> State:
         """Cache the attention of the first steered block, which is the same in both passes except for the values.
@@ -151,10 +140,8 @@ class SwinBackbone(Backbone):
 
     def value_weight(self, index: int) -> Tensor | None:
         """Return the value third of a block's fused projection, `[values, C]`; None for a level with a merging."""
-        merging, block = self.blocks[index]
-        if merging is not None:
-            return None
-        return get_value_weight(block.attn)
+        merging, _ = self.blocks[index]
+        return None if merging is not None else self.projections[index].value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map after the final norm `[B, d, H, W]` and the pooled features `[B, d]`."""
@@ -164,24 +151,6 @@ class SwinBackbone(Backbone):
             pooled = self.module.norm(to_channels_last(state.hidden))
             z = to_channels_first(pooled)
         return Readout(z=z, compared=z, pooled=self.module.forward_head(pooled, pre_logits=True))
-
-    def tap(self, state: State) -> Readout:
-        """Return a level's map: the final norm only fits the channels of the last stage."""
-        return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
-
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        pooled: Tensor = self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-        return pooled
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the model's input size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last map."""

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_card, make_timm_family
 
-from toast_cli.plugin import Family
-from toast_timm.cards import make_timm_card
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_swin.loading import wrap_swin
-
-    return wrap_swin(module)
-
-
-FAMILY = Family("swin", "timm", None, _wrap)
+FAMILY = make_timm_family("swin", "toast_swin.loading:wrap_swin")
 
 SWINV2_T = make_timm_card("swinv2_t", "swinv2_tiny_window8_256.ms_in1k", "swin", 27_578_154)

@@ -8,10 +8,11 @@ from typing import Any
 import timm
 import torch
 
-from toast_cli.plugin import UsageError
 from toast_swin.backbone import SWIN_CLASSES, SwinBackbone
-from toast_timm.any_model import set_timm_origin
-from toast_timm.loading import get_preprocessing
+from toast_timm.any_model import make_wrap
+from toast_timm.image_size import get_filled_image_size
+
+_wrap = make_wrap(SwinBackbone, SWIN_CLASSES, get_filled_image_size)
 
 
 def wrap_swin(module: Any) -> SwinBackbone | None:
@@ -21,30 +22,10 @@ def wrap_swin(module: Any) -> SwinBackbone | None:
         UsageError: The model does not read RGB images, or its patches do not fill its image size.
         ToastError: The model cannot be steered.
     """
-    if not isinstance(module, SWIN_CLASSES):
-        return None
-    require_filled_patches(module)
-    backbone = SwinBackbone(module, get_preprocessing(module, module.patch_embed.img_size))
-    set_timm_origin(backbone, module)
-    if backbone.origin is not None and not has_windows_of_origin(backbone):
+    backbone = _wrap(module)
+    if backbone is not None and backbone.origin is not None and not has_windows_of_origin(backbone):
         backbone.origin = None
     return backbone
-
-
-def require_filled_patches(module: Any) -> None:
-    """Check that the image size is a multiple of the patch size: the rest would be cropped.
-
-    Raises:
-        UsageError: A side is not a multiple of the patch size.
-    """
-    embed = module.patch_embed
-    for side, patch in zip(embed.img_size, embed.patch_size, strict=True):
-        if side % patch:
-            raise UsageError(
-                f"An image side of {side} pixels is not a multiple of the patch size of {patch} pixels.",
-                what_to_do=f"The nearest multiple is {max(round(side / patch), 1) * patch}.",
-                code="backbone.wrong-image-size",
-            )
 
 
 def has_windows_of_origin(backbone: SwinBackbone) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from toast_cli.plugin import Backbone, ToastError, UsageError, wrap_model
+from toast_cli.plugin import Backbone, Preprocessing, ToastError, UsageError, wrap_model
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.image_size import check_image_size
 from toast_timm.loading import (
@@ -24,6 +25,7 @@ from toast_timm.options import TimmOptions
 from toast_timm.refusals import explain_refusal
 from toast_timm.weights_file import describe_normalization
 
+BackboneT = TypeVar("BackboneT", bound=Backbone)
 UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -67,6 +69,28 @@ def _find_family(module: nn.Module, model: str) -> Backbone:
             code="backbone.cannot-steer",
         ) from refusal
     return backbone
+
+
+def make_wrap(
+    build: Callable[[Any, Preprocessing], BackboneT],
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    get_image_size: Callable[[Any], tuple[int, int] | None] = lambda _: None,
+    prefix: str = "timm",
+) -> Callable[[Any], BackboneT | None]:
+    """Return the function from a timm model of these classes to its backbone, and from any other module to None.
+
+    `get_image_size` returns the (height, width) that a model was built for, or None: that of its configuration. The
+    function raises a UsageError for models that do not read RGB images, and what `build` and `get_image_size` raise.
+    """
+
+    def wrap(module: Any) -> BackboneT | None:
+        if not isinstance(module, kinds):
+            return None
+        backbone = build(module, get_preprocessing(module, get_image_size(module)))
+        set_timm_origin(backbone, module, prefix)
+        return backbone
+
+    return wrap
 
 
 def set_timm_origin(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.plugin import Card, Family
 from toast_timm.options import TimmOptions
@@ -18,6 +19,20 @@ def _build(model: str, options: TimmOptions) -> Backbone:
     from toast_timm.any_model import build_any_model
 
     return build_any_model(model, options)
+
+
+def make_timm_family(name: str, wrap: str, *, generic: bool = False) -> Family:
+    """Return a family whose models are named with the prefix `timm:`.
+
+    `wrap`, as "module:function", is the function of `Family.wrap`, which is imported when a model is given to it.
+    """
+    return Family(name, "timm", None, partial(_wrap, wrap), generic=generic)
+
+
+def _wrap(place: str, module: Any) -> Backbone | None:
+    package, _, function = place.partition(":")
+    backbone: Backbone | None = getattr(import_module(package), function)(module)
+    return backbone
 
 
 def make_timm_card(

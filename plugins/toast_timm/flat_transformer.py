@@ -2,81 +2,132 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Signal, State, Trace, ValueSignal
+from toast_cli.plugin import (
+    Backbone,
+    LazySignal,
+    Level,
+    Preprocessing,
+    Readout,
+    Signal,
+    State,
+    ToastError,
+    Trace,
+    ValueSignal,
+    resolve_signal,
+)
 from toast_timm.attention_recorder import AttentionRecorder
+from toast_timm.leading_tokens import attend_from_first_token, is_stock_block
 from toast_timm.loading import get_licence
-from toast_timm.value_projection import ProjectionCache, ValueProjection
+from toast_timm.value_projection import (
+    STOCK_ATTENTIONS,
+    ProjectionCache,
+    ValueProjection,
+    find_value_projections,
+    is_differential,
+)
 
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What blocks need beside the tokens: further `arguments` of the family, and cached projections."""
+    """What blocks need beside the tokens: what all of them share (positions, masks), and cached projections."""
 
-    arguments: Any = None
+    shared: Any = None
     cache: ProjectionCache | None = None
 
 
 class FlatTransformer(Backbone):
     """A stock timm transformer. A level is a block, whose values are steered.
 
+    `z` is every token after the model's final norm, class token and registers included. Models that pool before the
+    norm (average pooling) apply the norm to the tokens for `z`, and keep their own order for the pooled features.
+
+    A subclass defines `enter`, and `attention_classes` if its blocks have attention of its own. If they need more than
+    the tokens, `enter` puts it into a `BlockContext`, `get_arguments` returns their keyword arguments, and `rebuild`
+    makes it anew. If `pools_first_token`, pooled features are those of the first token after the norm.
+
     Args:
         module: The model.
-        blocks: Its blocks.
-        projections: The value projections of each block. A block may have several attentions in parallel.
         preprocessing: The images that it was trained on.
+        encoder: The part of the model that has the blocks; the model itself by default.
+
+    Raises:
+        ToastError: A block has no value projection that is known.
     """
 
     has_attention = True
-    adapter_targets: Sequence[str] = ("qkv",)
+    attention_classes: tuple[type[nn.Module], ...] = STOCK_ATTENTIONS
     module: Any
     value_bias: Literal["once", "twice"] = "once"
+    pools_first_token = False
 
-    def __init__(
-        self,
-        module: Any,
-        blocks: Sequence[nn.Module],
-        projections: Sequence[Sequence[ValueProjection]],
-        preprocessing: Preprocessing,
-    ) -> None:
-        self.module, self.projections, self.preprocessing = module, projections, preprocessing
-        self.width = module.embed_dim
-        self.head_width = module.head_hidden_size
-        self.levels = [Level(self.width, self.width)] * len(blocks)
-        self.level_modules = list(blocks)
+    def __init__(self, module: Any, preprocessing: Preprocessing, encoder: Any = None) -> None:
+        self.module, self.preprocessing = module, preprocessing
+        self.encoder = module if encoder is None else encoder
+        self.blocks: list[Any] = list(self.encoder.blocks)
+        self.projections = [self.find_projections(block) for block in self.blocks]
+        unknown = [block for block, found in zip(self.blocks, self.projections, strict=True) if not found]
+        if unknown:
+            kinds = sorted({type(getattr(block, "attn", block)).__name__ for block in unknown})
+            raise ToastError(
+                f"Blocks of this {type(module).__name__} have attention of an unknown kind: {', '.join(kinds)}.",
+                "TOAST adds its signal to the input of the values, which are found in timm's own attention.",
+                "Choose a model with ordinary attention blocks.",
+                code="backbone.cannot-steer",
+            )
+        every = [projection for found in self.projections for projection in found]
+        self.has_attention = self.has_attention and not any(is_differential(projection) for projection in every)
+        self.adapter_targets: Sequence[str] = list(dict.fromkeys(name for each in every for name in each.names))
+        self.width, self.head_width = self.encoder.embed_dim, module.head_hidden_size
+        self.levels = [Level(self.width, self.width)] * len(self.blocks)
+        self.level_modules = self.blocks
 
-    @abstractmethod
-    def run_block(self, index: int, hidden: Tensor, arguments: Any) -> Tensor:
-        """Run one stock block on tokens `[B, N, d]`; `arguments` are those of the state, None if it was rebuilt."""
+    def find_projections(self, block: nn.Module) -> list[ValueProjection]:
+        """Return the value projections of a block: several of attentions in parallel, none if they are not known."""
+        return find_value_projections(block, self.attention_classes)
+
+    def get_arguments(self, index: int, tokens: Tensor, shared: Any) -> Mapping[str, Any]:
+        """Return the keyword arguments of a block."""
+        return {}
+
+    def rebuild(self, tokens: Tensor) -> Any:
+        """Return what the blocks share, for tokens without a context: from a cache, of images of the usual size."""
+        return None
+
+    def get_context(self, state: State) -> BlockContext:
+        """Return the context of a state."""
+        context: BlockContext | None = state.context
+        return BlockContext(self.rebuild(state.hidden)) if context is None else context
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
         """Run one stock block. The signal `[B, N, d]` is added to the input of the value projection."""
         recorder = None
-        context = state.context or BlockContext()
+        context = self.get_context(state)
         cache = context.cache if context.cache is not None and context.cache.index == index else None
+        arguments = self.get_arguments(index, state.hidden, context.shared)
         with ExitStack() as attached:
-            for place, (projection, own) in enumerate(self._assign_signals(index, signal)):
+            for projection, own in self._assign_signals(index, signal):
                 attached.enter_context(projection.prepare())
                 if cache is not None:
-                    attached.enter_context(projection.reuse(cache, place))
+                    attached.enter_context(projection.reuse(cache))
                 if own is not None:
                     attached.enter_context(projection.steer(own, self.value_bias == "twice", cache is not None))
             if trace is not None and index in trace.attention_of and self.has_attention:
                 recorder = attached.enter_context(AttentionRecorder())
-            hidden = self.run_block(index, state.hidden, context.arguments)
+            hidden = self.blocks[index](state.hidden, **arguments)
         if trace is not None and recorder is not None:
             trace.attention[index] = torch.cat(recorder.maps, dim=1)
             if recorder.mismatches:
                 trace.mismatch[index] = torch.stack(recorder.mismatches).amax()
-        return State(hidden, None if context.arguments is None else BlockContext(context.arguments))
+        return State(hidden, None if context.shared is None else BlockContext(context.shared))
 
     def keep(self, state: State, index: int) -> State:
         """Cache the projections of the first steered block, which has the same tokens in both passes.
@@ -85,11 +136,33 @@ class FlatTransformer(Backbone):
         """
         if self.checkpointing:
             return state
-        return State(state.hidden, replace(state.context or BlockContext(), cache=ProjectionCache(index)))
+        return State(state.hidden, replace(self.get_context(state), cache=ProjectionCache(index)))
+
+    def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
+        """Return the pooled features. If they are the first token, the last block attends from that token only."""
+        block, projections, last = self.blocks[-1], self.projections[-1], len(self.blocks) - 1
+        if not (self.pools_first_token and len(projections) == 1 and is_stock_block(block, projections[0])):
+            return super().conclude(state, signal)
+        arguments = self.get_arguments(last, state.hidden, self.get_context(state).shared)
+
+        def attend(hidden: Tensor) -> Tensor:
+            bias_twice = self.value_bias == "twice"
+            with attend_from_first_token(block, projections[0], hidden, resolve_signal(signal), bias_twice):
+                first: Tensor = block(hidden[:, :1], **arguments)
+                return first
+
+        tokens = checkpoint(attend, state.hidden, use_reentrant=False) if self.checkpointing else attend(state.hidden)
+        return self.module.forward_head(self.module.norm(tokens), pre_logits=True)
 
     def value_weight(self, index: int) -> Tensor:
         """Return `W_V` of all attentions of a block, `[values, d]`."""
         return torch.cat([projection.value_weight for projection in self.projections[index]])
+
+    def leave(self, state: State) -> Readout:
+        """Return the tokens after the final norm `[B, N, d]` and the model's own pooled features `[B, d]`."""
+        tokens = self.module.norm(state.hidden)
+        z = self.module.fc_norm(tokens)
+        return Readout(z=z, compared=z, pooled=self.module.forward_head(tokens, pre_logits=True))
 
     def stock(self, inputs: Any) -> Tensor:
         """Run timm's own forward pass up to the pooled features `[B, d]`."""
@@ -103,6 +176,11 @@ class FlatTransformer(Backbone):
     def example(self, batch: int) -> Tensor:
         """Return random images `[batch, 3, H, W]` of the preprocessed size."""
         return torch.randn(batch, 3, *self.require_preprocessing().image_size)
+
+    def grid(self, inputs: Any) -> tuple[int, int]:
+        """Return the rows and columns of patches for these images."""
+        rows, columns = self.encoder.patch_embed.dynamic_feat_size(tuple(inputs.shape[-2:]))
+        return rows, columns
 
     def _assign_signals(self, index: int, signal: Signal | None) -> list[tuple[ValueProjection, Signal | None]]:
         """Return each projection of a block with its signal; their `ValueSignal`s are concatenated."""

@@ -19,7 +19,7 @@ def infer_patch_grid(backbone: Backbone, tokens: Tensor) -> tuple[int, int]:
         raise ToastError(
             f"Cannot place {tokens.shape[1]} tokens in the image.",
             f"Images of {height} × {width} pixels, the size of the backbone, have {rows} × {columns} patches.",
-            "Use images of that size, or set backbone.image_size.",
+            "Use images of that size, set backbone.image_size, or leave training.cache out.",
             code="backbone.wrong-image-size",
         )
     return rows, columns

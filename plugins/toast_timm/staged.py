@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, UsageError
-from toast_timm.fused_values import map_signal
 from toast_timm.loading import get_licence
+from toast_timm.value_projection import map_signal
 
 
 def make_level(width_in: int, width_out: int, stride: int = 1) -> Level:

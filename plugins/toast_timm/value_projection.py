@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast_cli.plugin import Signal, ValueSignal
+
+STOCK_ATTENTIONS = (Attention, AttentionRope, DiffAttention, EvaAttention)
+"""The attentions that several of timm's models share."""
 
 
 @contextmanager
@@ -33,19 +36,34 @@ def replace_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[N
             attributes["forward"] = before
 
 
+@contextmanager
+def replace_output(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the output of a module by a function of it inside the block."""
+    handle = layer.register_forward_hook(lambda _, __, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def map_signal(signal: Signal, function: Callable[[Tensor], Tensor]) -> Signal:
+    """Apply a function that does not mix channels to a signal of any kind."""
+    return ValueSignal(function(signal.tensor)) if isinstance(signal, ValueSignal) else function(signal)
+
+
 @dataclass
 class ProjectionCache:
-    """The projections of a block (one per attention) of the tokens that both passes share."""
+    """What the projecting layers of block `index` make of the tokens that both passes share."""
 
     index: int
-    projected: list[Tensor] = field(default_factory=list)
+    projected: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
 class ValueProjection:
-    """The layer of an attention whose last rows make the values: one for q, k and v together, or one for v alone.
+    """The layer of an attention whose last rows make the values: one for q, k and v (or k and v), or one for v alone.
 
-    Attentions of BEiT and EVA keep the biases of q, k and v outside of their fused layer, and multiply with its weight
-    without calling it. While it is steered, they call it, and its result includes the biases.
+    Attentions of BEiT, EVA and SwinV2 keep the biases of q, k and v outside of their fused layer, and multiply with its
+    weight without calling it. While it is steered, they call it, and its result includes the biases.
 
     Args:
         attention: The module that has the layer.
@@ -55,13 +73,18 @@ class ValueProjection:
 
     def __init__(self, attention: nn.Module, name: str, width: int) -> None:
         self.attention, self.name, self.width = attention, name, width
-        self.begin = self.layer.out_features - width
+        self.begin = len(self.layer.weight) - width
         self.has_separate_biases = name == "qkv" and getattr(attention, "q_bias", None) is not None
 
     @property
     def layer(self) -> Any:
         """The layer, which an adapter may have wrapped."""
         return getattr(self.attention, self.name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Attributes of all layers that project the tokens."""
+        return ("q_proj", "k_proj", "v_proj") if self.name == "v_proj" else (self.name,)
 
     @property
     def bias(self) -> Tensor | None:
@@ -76,33 +99,35 @@ class ValueProjection:
         """`W_V`, `[values, d]`."""
         return self.layer.weight[self.begin :]
 
+    def select_values(self, projected: Tensor) -> Tensor:
+        """Return the view of the values in the output of the layer."""
+        return projected[..., self.begin :]
+
     def project(self, tokens: Tensor, rows: slice = slice(None)) -> Tensor:
         """Apply some rows of the layer to the tokens."""
-        bias = self.bias
-        if bias is not None and getattr(self.attention, "qkv_bias_separate", False):
-            return F.linear(tokens, self.layer.weight[rows]) + bias[rows]
-        return F.linear(tokens, self.layer.weight[rows], None if bias is None else bias[rows])
+        return self._project(tokens, rows, self.bias)
 
     def project_steered(self, tokens: Tensor, signal: Tensor, bias_twice: bool = False, first: int = 0) -> Tensor:
         """Return the projection from row `first` on, with the signal added to the input of its values.
 
         One product for tokens and signal costs no more than the projection without a signal, also in the backward pass.
         """
-        values = self.project(tokens + signal.to(tokens.dtype), slice(self.begin, None))
         bias = self.bias
+        values = self._project(tokens + signal.to(tokens.dtype), slice(self.begin, None), bias)
         if bias_twice and bias is not None:
             values = values + bias[self.begin :]
         if first == self.begin:
             return values
-        return torch.cat([self.project(tokens, slice(first, self.begin)), values], dim=-1)
+        return torch.cat([self._project(tokens, slice(first, self.begin), bias), values], dim=-1)
 
     def project_signal(self, signal: Signal, bias_twice: bool = False) -> Tensor:
         """Return what a signal `[B, N, d]` adds to the values."""
-        bias = self.bias
-        value_bias = bias[self.begin :] if bias_twice and bias is not None else None
+        bias = self.bias if bias_twice else None
+        value_bias = None if bias is None else bias[self.begin :]
         if isinstance(signal, ValueSignal):
             return signal.tensor if value_bias is None else signal.tensor + value_bias
-        return F.linear(signal, self.value_weight, value_bias)
+        weight = self.value_weight
+        return F.linear(signal.to(weight.dtype), weight, value_bias)
 
     @contextmanager
     def steer(self, signal: Signal, bias_twice: bool = False, projected: bool = False) -> Iterator[None]:
@@ -111,37 +136,38 @@ class ValueProjection:
         If the tokens are already `projected`, or the layer is not a plain linear one, the contribution of the signal is
         added to the values.
         """
-        if isinstance(signal, Tensor) and not projected and type(self.layer) is nn.Linear:
-            with self.call_layer(), replace_forward(self.layer, lambda x: self.project_steered(x, signal, bias_twice)):
-                yield
-            return
 
-        def add_to_values(_: nn.Module, __: object, output: Tensor) -> Tensor:
-            output[..., self.begin :] += self.project_signal(signal, bias_twice)
-            return output
+        def add_to_values(output: Tensor) -> Tensor:
+            added = self.project_signal(signal, bias_twice)
+            return self._add_to_cached(output, added) if projected else self._add_to_values(output, added)
 
-        with self.call_layer():
-            handle = self.layer.register_forward_hook(add_to_values)
-            try:
-                yield
-            finally:
-                handle.remove()
+        if isinstance(signal, Tensor) and not projected and self._is_plain:
+            attached = replace_forward(self.layer, lambda tokens: self.project_steered(tokens, signal, bias_twice))
+        else:
+            attached = replace_output(self.layer, add_to_values)
+        with self.call_layer(), attached:
+            yield
 
     @contextmanager
-    def reuse(self, cache: ProjectionCache, place: int) -> Iterator[None]:
-        """Take the projection of the tokens from `cache.projected[place]` inside the block, or store it there."""
-        projected = cache.projected
-        with self.call_layer():
-            if place < len(projected):
-                # Signals are added in place.
-                with replace_forward(self.layer, lambda _: projected[place].clone()):
-                    yield
-                return
-            handle = self.layer.register_forward_hook(lambda _, __, output: projected.append(output.clone()))
-            try:
-                yield
-            finally:
-                handle.remove()
+    def replace_input(self, get_input: Callable[[], Tensor]) -> Iterator[None]:
+        """Inside the block, `V = W_V X' + b_V` of another input X', which exists once the layer is called."""
+        layer = self.layer
+
+        def replace_values(projected: Tensor) -> Tensor:
+            self.select_values(projected).copy_(self.select_values(layer.forward(get_input())))
+            return projected
+
+        with replace_output(layer, replace_values):
+            yield
+
+    @contextmanager
+    def reuse(self, cache: ProjectionCache) -> Iterator[None]:
+        """Take what the layers make of the tokens from the cache inside the block, or store it there."""
+        with ExitStack() as attached:
+            attached.enter_context(self.call_layer())
+            for name in self.names:
+                attached.enter_context(_reuse(getattr(self.attention, name), cache.projected))
+            yield
 
     @contextmanager
     def call_layer(self) -> Iterator[None]:
@@ -155,8 +181,7 @@ class ValueProjection:
             yield
             return
         layer = self.layer
-        is_plain = type(layer) is nn.Linear
-        forward = self.project if is_plain else lambda tokens: type(layer).forward(layer, tokens) + self.bias
+        forward = self.project if self._is_plain else lambda tokens: type(layer).forward(layer, tokens) + self.bias
         attributes["q_bias"] = None
         try:
             with replace_forward(layer, forward):
@@ -166,28 +191,57 @@ class ValueProjection:
 
     def prepare(self) -> Any:
         """Return a context in which an adapter around the layer has its effect, also without a signal."""
-        is_skipped = self.has_separate_biases and type(self.layer) is not nn.Linear
-        return self.call_layer() if is_skipped else nullcontext()
+        return self.call_layer() if self.has_separate_biases and not self._is_plain else nullcontext()
+
+    @property
+    def _is_plain(self) -> bool:
+        return type(self.layer) is nn.Linear
+
+    def _project(self, tokens: Tensor, rows: slice, bias: Tensor | None) -> Tensor:
+        weight = self.layer.weight[rows]
+        if bias is None:
+            return F.linear(tokens, weight)
+        if getattr(self.attention, "qkv_bias_separate", False):
+            return F.linear(tokens, weight) + bias[rows]
+        return F.linear(tokens, weight, bias[rows])
+
+    def _add_to_values(self, projected: Tensor, added: Tensor) -> Tensor:
+        values = self.select_values(projected)
+        values += added
+        return projected
+
+    def _add_to_cached(self, projected: Tensor, added: Tensor) -> Tensor:
+        """Return a new tensor: the cached projection of the tokens is not to change."""
+        values = projected[..., self.begin :] + added.to(projected.dtype)
+        return torch.cat([projected[..., : self.begin], values], dim=-1) if self.begin else values
 
 
-def find_value_projections(block: nn.Module) -> list[ValueProjection]:
-    """Return the layers of a stock block that make values: none if toast does not know its attention.
+def _reuse(layer: nn.Module, projected: dict[nn.Module, Tensor]) -> Any:
+    if layer in projected:
+        return replace_forward(layer, lambda _: projected[layer])
+    return replace_output(layer, lambda output: projected.setdefault(layer, output))
+
+
+def find_value_projections(
+    block: nn.Module, attentions: tuple[type[nn.Module], ...] = STOCK_ATTENTIONS
+) -> list[ValueProjection]:
+    """Return the layers of a stock block that make values: none if it has no attention of these classes.
 
     A block of parallel attentions has several. A block that runs attention and MLP in parallel projects q, k, v and the
     input of its MLP with one layer, whose last rows are the values.
     """
     if isinstance(block, ParallelScalingBlock | DiffParallelScalingBlock):
         return [ValueProjection(block, "in_proj", block.in_split[-1])]
-    known = (Attention, AttentionRope, DiffAttention, EvaAttention)
-    return [_find_value_projection(part) for part in block.modules() if isinstance(part, known)]
+    return [find_value_projection(part) for part in block.modules() if isinstance(part, attentions)]
+
+
+def find_value_projection(attention: Any) -> ValueProjection:
+    """Return the layer of an attention that makes its values: `qkv`, the last third, or `v_proj`."""
+    if getattr(attention, "qkv", None) is None:
+        return ValueProjection(attention, "v_proj", len(attention.v_proj.weight))
+    return ValueProjection(attention, "qkv", len(attention.qkv.weight) // 3)
 
 
 def is_differential(projection: ValueProjection) -> bool:
     """Return whether an attention is the difference of two maps, so that it has no map whose rows are weights."""
     return isinstance(projection.attention, DiffAttention | DiffParallelScalingBlock)
-
-
-def _find_value_projection(attention: Any) -> ValueProjection:
-    if isinstance(attention.qkv, nn.Linear):
-        return ValueProjection(attention, "qkv", attention.qkv.out_features // 3)
-    return ValueProjection(attention, "v_proj", attention.v_proj.out_features)

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
-from toast_timm.any_model import set_timm_origin
+from toast_timm.any_model import make_wrap
 from toast_timm.classifier import load_pretrained_classifier
 from toast_timm.image_size import check_image_size
 from toast_timm.loading import ModelSource, build_module, get_preprocessing
@@ -15,18 +15,7 @@ from toast_timm.weights_file import describe_normalization
 from toast_vit.backbone import VitBackbone
 from toast_vit.options import VitOptions
 
-
-def wrap_vit(module: Any) -> VitBackbone | None:
-    """Return the backbone of a timm ViT, or None for any other module.
-
-    Raises:
-        UsageError: The model does not read RGB images.
-    """
-    if not isinstance(module, VisionTransformer):
-        return None
-    backbone = VitBackbone(module, get_preprocessing(module, getattr(module.patch_embed, "img_size", None)))
-    set_timm_origin(backbone, module, "vit")
-    return backbone
+wrap_vit = make_wrap(VitBackbone, VisionTransformer, lambda vit: getattr(vit.patch_embed, "img_size", None), "vit")
 
 
 def build_vit(model: str, options: VitOptions) -> VitBackbone:

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from toast_timm.cards import make_timm_family
 
-from toast_cli.plugin import Family
-
-if TYPE_CHECKING:
-    from toast_cli.plugin import Backbone
-
-
-def _wrap(module: Any) -> Backbone | None:
-    from toast_vit_relpos.backbone import wrap_vit_relpos
-
-    return wrap_vit_relpos(module)
-
-
-FAMILY = Family("vit_relpos", "timm", None, _wrap)
+FAMILY = make_timm_family("vit_relpos", "toast_vit_relpos.backbone:wrap_vit_relpos")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from timm.models.xcit import Xcit
+from timm.models.xcit import XCA, Xcit
 from torch import Tensor
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace
-from toast_timm.loading import get_licence
+from toast_cli.plugin import Readout, State
+from toast_timm.any_model import make_wrap
+from toast_timm.flat_transformer import BlockContext, FlatTransformer
 from toast_timm.patch_grid import infer_patch_grid
-from toast_timm.value_rows import steer_value_rows
 
 
-class XcitBackbone(Backbone):
+class XcitBackbone(FlatTransformer):
     """Any timm `Xcit`. A level is a block: cross-covariance attention, local patch interaction and MLP.
 
     Attention weighs channels, with maps `[B, heads, d_h, d_h]`, so there is no attention over tokens to show. Its
@@ -26,16 +25,9 @@ class XcitBackbone(Backbone):
     tokens of every level; the class token has no place in the levels.
     """
 
-    adapter_targets = ("qkv",)
+    has_attention = False
+    attention_classes = (XCA,)
     module: Xcit
-
-    def __init__(self, module: Xcit, preprocessing: Preprocessing) -> None:
-        self.module = module
-        self.blocks: list[Any] = list(module.blocks)
-        self.width = self.head_width = module.embed_dim
-        self.levels = [Level(self.width, self.width)] * len(self.blocks)
-        self.level_modules = self.blocks
-        self.preprocessing = preprocessing
 
     def enter(self, inputs: Tensor) -> State:
         """Return patch tokens `[B, N, d]` of images `[B, 3, H, W]`, with position encodings."""
@@ -43,21 +35,16 @@ class XcitBackbone(Backbone):
         tokens, (rows, columns) = xcit.patch_embed(inputs)
         if xcit.pos_embed is not None:
             tokens = tokens + xcit.pos_embed(1, rows, columns).flatten(2).transpose(1, 2)
-        return State(xcit.pos_drop(tokens), (rows, columns))
+        return State(xcit.pos_drop(tokens), BlockContext((rows, columns)))
 
-    def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
-        """Run one stock block. The signal `[B, N, d]` is added to the input of the value projection."""
-        grid = state.context or infer_patch_grid(self, state.hidden)
-        block = self.blocks[index]
-        with ExitStack() as attached:
-            if signal is not None:
-                attached.enter_context(steer_value_rows(block.attn.qkv, 2 * self.width, signal))
-            return State(block(state.hidden, *grid), grid)
+    def get_arguments(self, index: int, tokens: Tensor, shared: tuple[int, int]) -> Mapping[str, Any]:
+        """Return the rows and columns of the patches, which the local patch interaction needs."""
+        rows, columns = shared
+        return {"H": rows, "W": columns}
 
-    def value_weight(self, index: int) -> Tensor:
-        """Return the value third of the fused projection, `[d, d]`."""
-        weight: Tensor = self.blocks[index].attn.qkv.weight
-        return weight[2 * self.width :]
+    def rebuild(self, tokens: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of images of the preprocessed size."""
+        return infer_patch_grid(self, tokens)
 
     def leave(self, state: State) -> Readout:
         """Return the patch tokens after the final norm `[B, N, d]`, and the pooled features of class attention."""
@@ -73,21 +60,11 @@ class XcitBackbone(Backbone):
         z = self.module.norm(state.hidden)
         return Readout(z=z, compared=z, pooled=z.mean(dim=1))
 
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
-
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of patches; the stem's convolutions round half a pixel up."""
         height, width = inputs.shape[-2:]
         patch = self.module.patch_embed.patch_size
         return -(-height // patch), -(-width // patch)
+
+
+wrap_xcit = make_wrap(XcitBackbone, Xcit)

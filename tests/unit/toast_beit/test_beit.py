@@ -6,24 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import tests.contract.tiny_models.beit  # noqa: F401  # registers them with timm
-from toast_cli import registry
-from toast_cli.backbones.base import Backbone, State, Trace
+from tests.timm_models import build
+from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import ValueSignal
 from toast_cli.methods.lora import LoraOptions, build_lora
 from toast_cli.utils.errors import UsageError
 
 MODELS = ["timm:test_beit", "timm:test_beit2"]
-
-
-def build(name: str, **options: object) -> Backbone:
-    torch.manual_seed(0)
-    card = registry.load_backbone_card(name)
-    backbone = card.build(card.options(name=name, weights="none", **options))
-    backbone.module.double().eval()
-    for parameter in backbone.module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
 
 
 def attend_by_hand(attention: torch.nn.Module, x: Tensor, signal: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

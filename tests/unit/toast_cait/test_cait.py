@@ -8,23 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.contract.tiny_models import list_tiny_models
-from toast_cait.backbone import CaitBackbone
-from toast_cait.loading import wrap_cait
+from tests.timm_models import build
+from toast_cait.backbone import wrap_cait
 from toast_cli.backbones.base import State, Trace
 from toast_cli.utils.errors import ToastError
-
-list_tiny_models()
-
-
-def build(name: str, **arguments: object) -> CaitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0, **arguments).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    backbone = wrap_cait(module)
-    assert backbone is not None
-    return backbone
 
 
 def attend(attention: nn.Module, x: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +47,7 @@ def test_a_steered_block_and_its_maps_are_the_equations_of_talking_heads() -> No
 
 @torch.no_grad()
 def test_z_is_the_patch_tokens_and_the_pooled_features_the_class_tokens() -> None:
-    backbone = build("test_cait", img_size=(48, 80))
+    backbone = build("test_cait", image_size=(48, 80))
     images = backbone.example(2).double()
     assert images.shape[-2:] == (48, 80) and backbone.grid(images) == (3, 5)
     readout = backbone.leave(backbone.run(backbone.enter(images)))

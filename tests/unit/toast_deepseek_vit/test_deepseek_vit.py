@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 
 from tests.contract.tiny_models import list_tiny_models
+from tests.timm_models import build, check_maps
 from toast_cli.backbones.base import Trace
-from toast_deepseek_vit.backbone import DeepseekVitBackbone
-from toast_deepseek_vit.loading import wrap_deepseek_vit
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["deepseek_vit"]]
-
-
-def build(name: str) -> DeepseekVitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    backbone = wrap_deepseek_vit(module)
-    assert backbone is not None
-    return backbone
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,8 +35,4 @@ def test_the_signal_changes_the_values_alone_and_maps_are_those_of_unfused_atten
     mixed = trace.attention[1] @ values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     x = state.hidden + attention.proj(mixed.transpose(1, 2).flatten(2))
     assert torch.allclose(ours, x + block.mlp(block.norm2(x)), atol=1e-9, rtol=1e-9)
-    attention.fused_attn, stock = False, []
-    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: stock.append(inputs[0]))
-    backbone.level(1, state)
-    handle.remove()
-    assert torch.allclose(trace.attention[1], stock[0], atol=1e-9)
+    check_maps(backbone, 1, state)

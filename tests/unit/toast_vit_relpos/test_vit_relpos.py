@@ -5,19 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tests.contract.tiny_models.vit_relpos  # noqa: F401  # registers them with timm
-from toast_cli import registry
-from toast_cli.backbones.base import Backbone, State, Trace
-
-
-def build(name: str, **options: object) -> Backbone:
-    torch.manual_seed(0)
-    card = registry.load_backbone_card(name)
-    backbone = card.build(card.options(name=name, weights="none", **options))
-    backbone.module.double().eval()
-    for parameter in backbone.module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    return backbone
+from tests.timm_models import build
+from toast_cli.backbones.base import State, Trace
 
 
 @pytest.mark.parametrize("name", ["timm:test_vit_relpos_table", "timm:test_vit_relpos_shared"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.contract.tiny_models import list_tiny_models
+from tests.timm_models import build
 from toast_cli.attention.feature_energy import build_recorder
 from toast_cli.backbones.base import State
 from toast_cli.methods.adapted_model import AdaptedModel
@@ -16,20 +15,6 @@ from toast_cli.model.model import BackboneSnapshot, Model
 from toast_cli.steering.steering import Steering
 from toast_cli.tasks.classification import ClassificationOptions, build_classification
 from toast_cli.utils.errors import ToastError
-from toast_xcit.backbone import XcitBackbone
-from toast_xcit.loading import wrap_xcit
-
-list_tiny_models()
-
-
-def build(name: str) -> XcitBackbone:
-    torch.manual_seed(0)
-    module = timm.create_model(name, num_classes=0).double().eval()
-    for parameter in module.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    backbone = wrap_xcit(module)
-    assert backbone is not None
-    return backbone
 
 
 def attend(attention: object, x: Tensor, signal: Tensor) -> Tensor:
