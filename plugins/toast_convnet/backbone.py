@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
 from toast_convnet.map_format import MapFormat
@@ -19,6 +18,7 @@ from toast_convnet.stages import (
     make_images_without_data,
 )
 from toast_timm.loading import get_licence
+from toast_timm.map_layout import fit_map
 
 
 class ConvNetBackbone(Backbone):
@@ -73,9 +73,7 @@ class ConvNetBackbone(Backbone):
         hidden, stage = state.hidden, self._network.stages[index]
         if signal is not None:
             assert not isinstance(signal, ValueSignal)  # this family has no value_weight
-            # Crop or pad at the bottom and the right; no effect if the stride divides the input.
-            rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
-            hidden = hidden + F.pad(signal, (0, columns, 0, rows))
+            hidden = hidden + fit_map(signal, hidden)
         elif stage.overwrites:
             hidden = hidden.clone()
         return State(stage.run(self.module, hidden))

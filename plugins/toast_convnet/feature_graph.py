@@ -16,7 +16,7 @@ from torch import fx, nn
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphPart:
     """Consecutive operations of a traced forward pass, from one value to another.
 
     `steps` are operations with the values that no later operation needs. The modules are looked up in each call, so
@@ -27,7 +27,7 @@ class Part:
     result: fx.Node
     steps: tuple[tuple[fx.Node, tuple[fx.Node, ...]], ...]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphPart:
         """Return the part itself: it holds names of modules, not modules."""
         return self
 
@@ -89,7 +89,7 @@ class FeatureGraph:
     cuts: dict[int, fx.Node]
     outputs: dict[str, fx.Node]
 
-    def extract_part(self, first: int, last: int) -> Part:
+    def extract_part(self, first: int, last: int) -> GraphPart:
         """Return the operations after position `first` up to and including `last`, both of which are cuts."""
         nodes, result = self.nodes[first + 1 : last + 1], self.cuts[last]
         inside = set(nodes) | {self.cuts[first]}
@@ -98,7 +98,7 @@ class FeatureGraph:
         for value, node in last_use.items():
             if value is not result:
                 released[node].append(value)
-        return Part(self.cuts[first], result, tuple((node, tuple(released[node])) for node in nodes))
+        return GraphPart(self.cuts[first], result, tuple((node, tuple(released[node])) for node in nodes))
 
 
 def trace_features(module: nn.Module, names: Sequence[str]) -> FeatureGraph:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from toast_cli.plugin import ToastError
-from toast_convnet.feature_graph import FeatureGraph, Part, trace_features
+from toast_convnet.feature_graph import FeatureGraph, GraphPart, trace_features
 from toast_convnet.map_format import MapFormat, find_map_format
 
 MIN_STAGES = 3
@@ -25,7 +25,7 @@ class Stage:
     `reduction` is the size of the image relative to its map. A stage that `overwrites` its input must get a copy of it.
     """
 
-    part: Part
+    part: GraphPart
     entry: MapFormat
     exit: MapFormat
     width: int
@@ -45,7 +45,7 @@ class StagedNetwork:
     """
 
     stages: tuple[Stage, ...]
-    tail: Part
+    tail: GraphPart
     tail_overwrites: bool
     head_width: int
     merged: tuple[str, ...]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toast_cli.plugin import (
     AuthorsCheckpoint,
@@ -22,6 +21,7 @@ from toast_cli.plugin import (
     ValueSignal,
 )
 from toast_timm.loading import get_licence
+from toast_timm.map_layout import fit_map
 
 
 class ConvNeXtBackbone(Backbone):
@@ -71,9 +71,7 @@ class ConvNeXtBackbone(Backbone):
         hidden = state.hidden
         if signal is not None:
             assert not isinstance(signal, ValueSignal)  # this family has no value_weight
-            # Crop or pad at the bottom and the right; no effect if the stride divides the input.
-            rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
-            hidden = hidden + F.pad(signal, (0, columns, 0, rows))
+            hidden = hidden + fit_map(signal, hidden)
         if index == 0:
             hidden = self.module.stem(hidden)
         return State(self.module.stages[index](hidden))

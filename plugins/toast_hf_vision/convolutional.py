@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from toast_cli.plugin import Preprocessing, Readout, State
-from toast_timm.stages import StagedBackbone
+from toast_timm.staged_convnet import StagedConvNet
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class StagedLayout:
     """The layout of a kind of staged model: the path of its stem, if it is outside the stages, and of the stages.
 
     `norm` is the path of the final norm over channels, which is applied to the mean of the map. `rounding` is as in
-    `StagedBackbone`.
+    `StagedConvNet`.
     """
 
     stem: str | None
@@ -41,7 +41,7 @@ LAYOUTS: Mapping[str, StagedLayout] = {
 """The layouts by the type of the model's configuration."""
 
 
-class HfStagedBackbone(StagedBackbone):
+class HfStagedBackbone(StagedConvNet):
     """A staged convolutional model of transformers. A level is a stage with the down-sampling before it (section 4.4).
 
     The map compared with xi is the last stage's map after the final norm over channels, if the model has one.

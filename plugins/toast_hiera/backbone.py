@@ -9,11 +9,12 @@ from timm.models.hiera import Hiera, Unroll
 from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ToastError
-from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
+from toast_timm.map_layout import flatten_map
+from toast_timm.staged_transformer import StagedTransformer, make_level, require_same_stride
 from toast_timm.value_projection import find_value_projection, map_signal
 
 
-class HieraBackbone(StagedBackbone):
+class HieraBackbone(StagedTransformer):
     """Any timm `Hiera` for images. A level is a block.
 
     `V = W_V (X + X_td,l) + b_V` in every block (section 3.1, step iv), where X is what its attention receives. A block

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
-from toast_timm.staged import StagedBackbone, make_level, require_same_stride
+from toast_timm.staged_transformer import StagedTransformer, make_level, require_same_stride
 from toast_timm.value_projection import find_value_projection, map_signal
 
 
-class HieraDetBackbone(StagedBackbone):
+class HieraDetBackbone(StagedTransformer):
     """Any timm `HieraDet`. A level is a block.
 
     `V = W_V (X + X_td,l) + b_V` in every block (section 3.1, step iv), where X is what its attention receives: the

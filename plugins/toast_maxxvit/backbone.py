@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toast_cli.plugin import Preprocessing, Readout, Signal, State
 from toast_maxxvit.parts import ConvolutionPart, Part, PartitionPart, TransformerPart
 from toast_timm.any_model import make_wrap
-from toast_timm.staged import StagedBackbone, make_level
+from toast_timm.staged_transformer import StagedTransformer, make_level
 
 
 def find_stride(block: Any) -> int:
@@ -30,7 +30,7 @@ def list_parts(block: Any, width_in: int, width_out: int) -> list[Part]:
     return [convolution, *(PartitionPart(part, width_out, width_out) for part in attentions if part is not None)]
 
 
-class MaxxVitBackbone(StagedBackbone):
+class MaxxVitBackbone(StagedTransformer):
     """Any timm `MaxxVit`. A level is a residual block: convolutions, or attention with its MLP.
 
     A block of MaxViT is three levels: its MBConv (or ConvNeXt) block, its attention in windows and that over a grid,

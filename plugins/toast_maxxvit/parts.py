@@ -27,7 +27,7 @@ from toast_timm.value_projection import ValueProjection, find_value_projection, 
 Partition = Callable[[Tensor, Any], Tensor]
 
 
-def find_values(attention: AttentionCl | Attention2d) -> ValueProjection:
+def _find_values(attention: AttentionCl | Attention2d) -> ValueProjection:
     """Return the value part of an attention's projection: q, k, v are fused per head, or as a whole."""
     if isinstance(attention, AttentionCl) and not attention.head_first:
         return find_value_projection(attention)
@@ -84,7 +84,7 @@ class TransformerPart(Part):
 
     @property
     def _values(self) -> ValueProjection:
-        return find_values(self.module.attn)
+        return _find_values(self.module.attn)
 
     @property
     def _is_linear(self) -> bool:
@@ -125,14 +125,14 @@ class PartitionPart(Part):
             if signal is not None:
                 for (attention, partition), own in zip(self._attentions, self._split(signal), strict=True):
                     sent = map_signal(own, partial(self._divide, partition=partition))
-                    attached.enter_context(find_values(attention).steer(sent))
+                    attached.enter_context(_find_values(attention).steer(sent))
             if not self._channels_last:
                 return self.module(hidden)
             return self.module(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def value_weight(self) -> Tensor:
         """Return `W_V` of every attention, `[values, C]`."""
-        return torch.cat([find_values(attention).value_weight for attention, _ in self._attentions])
+        return torch.cat([_find_values(attention).value_weight for attention, _ in self._attentions])
 
     @property
     def _channels_last(self) -> bool:

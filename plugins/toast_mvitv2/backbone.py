@@ -9,11 +9,12 @@ from torch import Tensor
 
 from toast_cli.plugin import Preprocessing, Readout, Signal, State, ToastError
 from toast_timm.any_model import make_wrap
-from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_same_stride
+from toast_timm.map_layout import flatten_map
+from toast_timm.staged_transformer import StagedTransformer, make_level, require_same_stride
 from toast_timm.value_projection import find_value_projection, map_signal
 
 
-def find_input_size(module: MultiScaleVit) -> tuple[int, int] | None:
+def _find_input_size(module: MultiScaleVit) -> tuple[int, int] | None:
     """Return the (height, width) that the tables of relative positions were built for, or None if there are none."""
     stage: Any = module.stages[0]
     if stage.blocks[0].attn.rel_pos_type != "spatial":
@@ -22,7 +23,7 @@ def find_input_size(module: MultiScaleVit) -> tuple[int, int] | None:
     return height, width
 
 
-class MvitBackbone(StagedBackbone):
+class MvitBackbone(StagedTransformer):
     """A timm `MultiScaleVit` without a class token. A level is a block.
 
     `V = pool(W_V (X + X_td,l) + b_V)` in every block (section 3.1, step iv): the signal goes through the same pooling
@@ -66,7 +67,7 @@ class MvitBackbone(StagedBackbone):
             levels.append(make_level(block.dim, block.dim_out, require_same_stride(module, strides)))
         stride = require_same_stride(module, module.patch_embed.proj.stride)
         super().__init__(module, preprocessing, levels, blocks, stride)
-        self.fixed_size, self.image_multiple = find_input_size(module), self.reduction
+        self.fixed_size, self.image_multiple = _find_input_size(module), self.reduction
         self.values = [find_value_projection(block.attn) for block in blocks]
 
     def enter(self, inputs: Tensor) -> State:
@@ -98,4 +99,4 @@ class MvitBackbone(StagedBackbone):
         return Readout(z=z, compared=z, pooled=self.module.forward_head(tokens, pre_logits=True))
 
 
-wrap_mvitv2 = make_wrap(MvitBackbone, MultiScaleVit, find_input_size)
+wrap_mvitv2 = make_wrap(MvitBackbone, MultiScaleVit, _find_input_size)

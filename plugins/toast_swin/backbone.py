@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from toast_cli.plugin import Level, Preprocessing, Readout, Signal, State, ToastError, Trace
 from toast_swin.windows import AttentionCache, cache_attention, reuse_attention, steer_window_values
-from toast_timm.staged import StagedBackbone, fit_signal, make_level
+from toast_timm.map_layout import to_channels_first, to_channels_last
+from toast_timm.staged_transformer import StagedTransformer, fit_signal, make_level
 from toast_timm.value_projection import find_value_projection, map_signal
 
 SWIN_CLASSES = (SwinTransformer, SwinTransformerV2, SwinTransformerV2Cr)
@@ -23,17 +24,7 @@ ZERO_NORMS = (
 )
 
 
-def to_channels_last(map: Tensor) -> Tensor:
-    """Return a map `[B, C, H, W]` as `[B, H, W, C]`, the layout of timm's blocks. Nothing is copied if it came so."""
-    return map.permute(0, 2, 3, 1).contiguous()
-
-
-def to_channels_first(map: Tensor) -> Tensor:
-    """Return a map `[B, H, W, C]` as `[B, C, H, W]`, without a copy."""
-    return map.permute(0, 3, 1, 2)
-
-
-class SwinBackbone(StagedBackbone):
+class SwinBackbone(StagedTransformer):
     """Any timm `SwinTransformer`, `SwinTransformerV2` or `SwinTransformerV2Cr`. A level is a block.
 
     A block is steered as a transformer (section 3.1, step iv): `V = W_V (X + X_td) + b_V` inside its windows, with Q

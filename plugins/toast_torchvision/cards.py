@@ -6,13 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.plugin import Card, Family
-from toast_torchvision.options import TorchvisionOptions
+from toast_torchvision.options import TorchvisionModelOptions
 
 if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
 
 
-def _build(model: str, options: TorchvisionOptions) -> Backbone:
+def _build(model: str, options: TorchvisionModelOptions) -> Backbone:
     from toast_torchvision.loading import build_torchvision
 
     return build_torchvision(model, options)
@@ -25,7 +25,7 @@ def _make_card(model: str) -> Card:
         None,
         f"torchvision, {model}",
         partial(_build, model),
-        TorchvisionOptions,
+        TorchvisionModelOptions,
     )
 
 

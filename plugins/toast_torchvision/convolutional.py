@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from toast_cli.plugin import Preprocessing, Readout, State
-from toast_timm.stages import StagedBackbone
+from toast_timm.staged_convnet import StagedConvNet
 from toast_torchvision.classifier import leave_out
 
 
-class ResNetBackbone(StagedBackbone):
+class ResNetBackbone(StagedConvNet):
     """Any torchvision `ResNet`, ResNeXt and Wide ResNet included. A level is a stage (section 4.4)."""
 
     adapter_targets = ("conv1", "conv2", "conv3")
@@ -32,7 +32,7 @@ class ResNetBackbone(StagedBackbone):
             return self.module(inputs)
 
 
-class TorchvisionConvNeXtBackbone(StagedBackbone):
+class TorchvisionConvNeXtBackbone(StagedConvNet):
     """Any torchvision `ConvNeXt`. A level is a stage with the down-sampling before it (section 4.4).
 
     The map compared with xi is the last stage's map after the final norm over channels.

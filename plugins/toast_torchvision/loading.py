@@ -27,7 +27,7 @@ from toast_cli.plugin import (
 from toast_timm.classifier import select_classes
 from toast_timm.crop import compute_crop_pct
 from toast_torchvision.convolutional import ResNetBackbone, TorchvisionConvNeXtBackbone
-from toast_torchvision.options import TorchvisionOptions
+from toast_torchvision.options import TorchvisionModelOptions
 from toast_torchvision.swin import TorchvisionSwinBackbone
 from toast_torchvision.vit import TorchvisionVitBackbone
 
@@ -42,7 +42,7 @@ IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225
 """The preprocessing of most of torchvision's weights."""
 
 
-def build_torchvision(model: str, options: TorchvisionOptions) -> Backbone:
+def build_torchvision(model: str, options: TorchvisionModelOptions) -> Backbone:
     """Build a torchvision model by its name.
 
     Raises:

@@ -8,7 +8,7 @@ from toast_cli.plugin import BackboneOptions
 from toast_timm.options import ImageSide
 
 
-class TorchvisionOptions(BackboneOptions):
+class TorchvisionModelOptions(BackboneOptions):
     """Options of a torchvision model."""
 
     weights: str | None = Field(

@@ -15,20 +15,11 @@ from torchvision.models import SwinTransformer
 from torchvision.models.swin_transformer import SwinTransformerBlock
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
+from toast_timm.map_layout import to_channels_first, to_channels_last
 from toast_torchvision.classifier import leave_out
 
 
-def to_channels_last(map: Tensor) -> Tensor:
-    """Return a map `[B, C, H, W]` as `[B, H, W, C]`, the layout of torchvision's blocks, without a copy if it was."""
-    return map.permute(0, 2, 3, 1).contiguous()
-
-
-def to_channels_first(map: Tensor) -> Tensor:
-    """Return a map `[B, H, W, C]` as `[B, C, H, W]`, without a copy."""
-    return map.permute(0, 3, 1, 2)
-
-
-def partition_windows(attention: Any, map: Tensor) -> Tensor:
+def _partition_windows(attention: Any, map: Tensor) -> Tensor:
     """Return a map `[B, H, W, C]` in windows `[B windows, N, C]`, padded, shifted and cut as torchvision's tokens."""
     window, shift = attention.window_size, attention.shift_size
     below, right = (-side % length for side, length in zip(map.shape[1:3], window, strict=True))
@@ -58,12 +49,12 @@ class _ProjectionMode(TorchFunctionMode):
 
 
 @contextmanager
-def steer_window_values(attention: Any, signal: Signal) -> Iterator[None]:
+def _steer_window_values(attention: Any, signal: Signal) -> Iterator[None]:
     """Inside the block, `V = W_V (X + signal) + b_V` (section 3.1, step iv); Q and K are unchanged.
 
     The signal is a map `[B, H, W, C]`, or the values' own if it is a `ValueSignal`.
     """
-    windows = partition_windows(attention, signal.tensor if isinstance(signal, ValueSignal) else signal)
+    windows = _partition_windows(attention, signal.tensor if isinstance(signal, ValueSignal) else signal)
 
     def project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         qkv = F.linear(tokens, weight, bias)
@@ -131,7 +122,7 @@ class TorchvisionSwinBackbone(Backbone):
             entering = to_channels_last(tensor[..., :rows, :columns])
             if merging is None:
                 entered = ValueSignal(entering) if isinstance(signal, ValueSignal) else entering
-                attached = steer_window_values(block.attn, entered)
+                attached = _steer_window_values(block.attn, entered)
             else:
                 hidden = hidden + entering
         with attached:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, UsageError
 from toast_timm.loading import get_licence
+from toast_timm.map_layout import fit_map
 from toast_timm.value_projection import map_signal
 
 
@@ -26,17 +26,7 @@ def make_level(width_in: int, width_out: int, stride: int = 1) -> Level:
 
 def fit_signal(signal: Signal, hidden: Tensor) -> Signal:
     """Crop or pad a signal at the bottom and the right to the size of a map, if a stride does not divide the map."""
-
-    def fit(tensor: Tensor) -> Tensor:
-        rows, columns = (ours - theirs for ours, theirs in zip(hidden.shape[-2:], tensor.shape[-2:], strict=True))
-        return F.pad(tensor, (0, columns, 0, rows)) if rows or columns else tensor
-
-    return map_signal(signal, fit)
-
-
-def flatten_map(hidden: Tensor) -> Tensor:
-    """Return the cells of a map `[B, C, H, W]` as tokens `[B, H W, C]`."""
-    return hidden.flatten(2).transpose(1, 2).contiguous()
+    return map_signal(signal, lambda tensor: fit_map(tensor, hidden))
 
 
 def require_same_stride(module: nn.Module, strides: Sequence[int]) -> int:
@@ -55,7 +45,7 @@ def require_same_stride(module: nn.Module, strides: Sequence[int]) -> int:
     return strides[0]
 
 
-class StagedBackbone(Backbone):
+class StagedTransformer(Backbone):
     """A staged transformer of timm. A level is a block, with the down-sampling in it or before it.
 
     The state is a map `[B, C, H, W]`, in whatever order the model keeps its tokens. A level with a stride is undone by

@@ -8,13 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, ValueSignal
+from toast_timm.map_layout import fit_map
 
 
-class StagedBackbone(Backbone):
+class StagedConvNet(Backbone):
     """A network that is a sequence of stages. A level is a stage with the down-sampling before it (section 4.4).
 
     `X_td,l` is added to the input of a stage's down-sampling, so level 1's signal is added to the image. `z` is the
@@ -22,9 +21,6 @@ class StagedBackbone(Backbone):
 
     If a stage's stride does not divide its input, the deconvolution gives a few pixels less or more than the input.
     The signal is then zero in the missing pixels, or cut.
-
-    Batch normalization keeps its statistics, also if the network itself is trained: they are no parameters, so that an
-    adapter does not hold them.
 
     Args:
         module: The network.
@@ -55,9 +51,6 @@ class StagedBackbone(Backbone):
 
     def enter(self, inputs: Tensor) -> State:
         """Return the images `[B, 3, H, W]`: the stem belongs to level 1."""
-        for part in self.module.modules():
-            if isinstance(part, _BatchNorm):
-                part.eval()
         return State(inputs)
 
     def level(self, index: int, state: State, signal: Signal | None = None, trace: Trace | None = None) -> State:
@@ -65,8 +58,7 @@ class StagedBackbone(Backbone):
         hidden = state.hidden
         if signal is not None:
             assert not isinstance(signal, ValueSignal)  # this family has no value_weight
-            rows, columns = hidden.shape[-2] - signal.shape[-2], hidden.shape[-1] - signal.shape[-1]
-            hidden = hidden + F.pad(signal, (0, columns, 0, rows))
+            hidden = hidden + fit_map(signal, hidden)
         return State(self._run_stage(index, hidden))
 
     def leave(self, state: State) -> Readout:
