@@ -103,7 +103,7 @@ class PvtBackbone(StagedTransformer):
         if signal is None:
             tokens = block(tokens, (rows, columns))
         else:
-            sent = map_signal(signal)
+            sent = map_signal(signal, flatten_map)
             if isinstance(sent, ValueSignal) or block.attn.sr is None:
                 steered = _find_values(block.attn).steer(sent)
             else:
