@@ -75,7 +75,6 @@ def test_a_stage_that_writes_into_its_input_gets_a_copy() -> None:
         ("legacy_xception", [2, 2, 2, 2, 2], False),  # timm's features are inside residual blocks
         ("hrnet_w18_small", [2, 2, 8], True),  # parallel branches between the third and the last stage
         ("dpn48b", [2, 2, 2, 2, 2], False),  # two maps between stages
-        ("levit_128s", [16, 2, 2], False),  # tokens
         ("mambaout_femto", [4, 2, 2, 2], False),  # channels last
         ("dla34", [1, 2, 2, 2, 2, 2], False),
         ("convmixer_768_32", [7] + [1] * 31, False),
