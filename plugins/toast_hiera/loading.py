@@ -13,14 +13,14 @@ from toast_hiera.hieradet import HieraDetBackbone
 from toast_timm.any_model import make_wrap
 
 
-def find_input_size(module: Hiera) -> tuple[int, int]:
+def _find_input_size(module: Hiera) -> tuple[int, int]:
     """Return the image size (height, width) that the position embeddings were built for, also of a model of videos."""
     *_, height, width = module.tokens_spatial_shape
     *_, rows, columns = module.patch_stride
     return height * rows, width * columns
 
 
-_wrap_hiera = make_wrap(HieraBackbone, Hiera, find_input_size)
+_wrap_hiera = make_wrap(HieraBackbone, Hiera, _find_input_size)
 _wrap_hieradet = make_wrap(HieraDetBackbone, HieraDet)
 
 

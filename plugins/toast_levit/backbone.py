@@ -19,14 +19,14 @@ def to_tokens(hidden: Tensor) -> Tensor:
     return hidden.flatten(2).transpose(1, 2)
 
 
-def find_values(block: Any) -> FusedValues:
+def _find_values(block: Any) -> FusedValues:
     """Return the values of a block's attention, or of the attention that halves the map: the last of each head."""
     attention = block.attn if hasattr(block, "attn") else block.attn_downsample
     projection = attention.qkv if hasattr(attention, "qkv") else attention.kv
     return FusedValues(projection, "linear", attention.num_heads * attention.val_dim, attention.num_heads)
 
 
-def find_input_size(module: Any) -> tuple[int, int]:
+def _find_input_size(module: Any) -> tuple[int, int]:
     """Return the image size (height, width) that the position biases were built for."""
     rows, columns = module.stages[0].blocks[0].attn.resolution
     return rows * module.stem.stride, columns * module.stem.stride
@@ -70,12 +70,12 @@ class LevitBackbone(StagedBackbone):
         block = self.blocks[index]
         if signal is None:
             return self._run(block, hidden)
-        with find_values(block).steer(signal if self.module.use_conv else map_signal(signal, to_tokens)):
+        with _find_values(block).steer(signal if self.module.use_conv else map_signal(signal, to_tokens)):
             return self._run(block, hidden)
 
     def value_weight(self, index: int) -> Tensor:
         """Return the value rows of every head, `[values, C]`."""
-        return find_values(self.blocks[index]).value_weight
+        return _find_values(self.blocks[index]).value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, C, H, W]` and its mean `[B, C]`."""
@@ -100,4 +100,4 @@ class LevitBackbone(StagedBackbone):
         return tokens.transpose(1, 2).unflatten(-1, (rows, columns))
 
 
-wrap_levit = make_wrap(LevitBackbone, Levit, find_input_size)
+wrap_levit = make_wrap(LevitBackbone, Levit, _find_input_size)

@@ -15,7 +15,7 @@ from toast_timm.staged import StagedBackbone, flatten_map, make_level, require_s
 from toast_timm.value_projection import ValueProjection, map_signal
 
 
-def find_values(attention: Attention) -> ValueProjection:
+def _find_values(attention: Attention) -> ValueProjection:
     """Return the value half of the projection to keys and values."""
     return ValueProjection(attention, "kv", attention.kv.out_features // 2)
 
@@ -39,7 +39,7 @@ def steer_reduced_values(attention: Attention, signal: Tensor, size: tuple[int, 
 
     handle = attention.register_forward_pre_hook(reduce_steered)
     try:
-        with find_values(attention).replace_input(steered.pop):
+        with _find_values(attention).replace_input(steered.pop):
             yield
     finally:
         handle.remove()
@@ -104,7 +104,7 @@ class PvtBackbone(StagedBackbone):
         else:
             sent = map_signal(signal, flatten_map)
             if isinstance(sent, ValueSignal) or block.attn.sr is None:
-                steered = find_values(block.attn).steer(sent)
+                steered = _find_values(block.attn).steer(sent)
             else:
                 steered = steer_reduced_values(block.attn, sent, (rows, columns))
             with steered:
@@ -118,7 +118,7 @@ class PvtBackbone(StagedBackbone):
         block: Any = self.level_modules[index]
         if self.downsamples[index] is not None or block.attn.sr is not None:
             return None
-        return find_values(block.attn).value_weight
+        return _find_values(block.attn).value_weight
 
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, d, H, W]`, which is normalized, and the model's own pooled features `[B, d]`."""
