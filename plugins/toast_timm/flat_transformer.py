@@ -24,9 +24,9 @@ from toast_cli.plugin import (
     ValueSignal,
     resolve_signal,
 )
-from toast_timm.attention_recorder import FusedAttentionRecorder
 from toast_timm.leading_tokens import attend_from_first_token, is_stock_block
 from toast_timm.loading import get_licence
+from toast_timm.map_recorder import MapRecorder
 from toast_timm.value_projection import (
     STOCK_ATTENTIONS,
     ProjectionCache,
@@ -121,7 +121,7 @@ class FlatTransformer(Backbone):
                 if own is not None:
                     attached.enter_context(projection.steer(own, self.value_bias == "twice", cache is not None))
             if trace is not None and index in trace.attention_of and self.has_attention:
-                recorder = attached.enter_context(FusedAttentionRecorder())
+                recorder = attached.enter_context(MapRecorder())
             hidden = self.blocks[index](state.hidden, **arguments)
         if trace is not None and recorder is not None:
             trace.attention[index] = torch.cat(recorder.maps, dim=1)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from toast_cli.plugin import upcast_attention_inputs
 
 
-class FusedAttentionRecorder(TorchFunctionMode):
+class MapRecorder(TorchFunctionMode):
     """Inside the block, record the map `[B, heads, N, N]` of each attention, in the order of their computation.
 
     Fused attention is run as it is, and its map is computed from the arguments that the library passes to it: queries
