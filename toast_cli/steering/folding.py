@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Level, Readout
-from toast_cli.backbones.lazy_signal import Signal, ValueSignal
+from toast_cli.backbones.lazy_signal import LazySignal, Signal, ValueSignal
 from toast_cli.steering.composition import choose_carried_levels, compose_segments
 from toast_cli.steering.feedback import Deconvolution
 from toast_cli.steering.selection import TokenSelection
@@ -67,6 +67,16 @@ class FoldedSteering(BaseSteering):
                 u = self.U[str(place)](u)
             sent.insert(0, F_l(u))
         return m, weighed, [ValueSignal(x) if at else x for x, at in zip(sent, self._enters_at_values, strict=True)]
+
+    def compute_signals_fast(self, first: Readout) -> Sequence[Signal | LazySignal]:
+        """Return the signals. Those of tokens are computed by their levels, so that only one is in memory."""
+        if any(type(F_l) is not nn.Linear for F_l in self.F):
+            return super().compute_signals_fast(first)
+        weighed = self.selection(first)[1]
+        return [
+            LazySignal(weighed, F_l.weight, at_values)  # type: ignore[arg-type]
+            for F_l, at_values in zip(self.F, self._enters_at_values, strict=True)
+        ]
 
 
 def _build_folded_layer(weight: Tensor, level: Level) -> nn.Module:
