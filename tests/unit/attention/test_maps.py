@@ -31,7 +31,7 @@ def backbone_of(name: str) -> Backbone:
 def test_map_times_values_is_what_the_fused_attention_puts_out(name: str) -> None:
     backbone = backbone_of(name)
     block = len(backbone.levels) - 1
-    attention = backbone.attentions[block][0]  # type: ignore[attr-defined]
+    attention = backbone.projections[block][0].attention  # type: ignore[attr-defined]
     seen: dict[str, Tensor] = {}
     handles = [
         attention.qkv.register_forward_hook(lambda module, given, out: seen.update(qkv=out)),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tests.backbones import BACKBONES, example, randomly
 from tests.scenes import demo_model, scenes, viewer_of
@@ -41,6 +42,19 @@ def model_on(name: str, levels: range | None = None) -> Model:
     return Model(AdaptedModel(backbone, steering.parameters(), steering), objective, stock).eval()
 
 
+class ScaledQueries(TorchFunctionMode):
+    """Inside the block, fused attention computes with scores that are larger than those of its arguments."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            args = (args[0] * self.factor, *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 def last_level(model: Model) -> int:
     return len(model.backbone.levels) - 1
 
@@ -56,38 +70,24 @@ def test_a_map_agrees_with_fused_attention_far_within_the_tolerance(name: str) -
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_fused_attention_that_does_something_else_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fused = nn.functional.scaled_dot_product_attention
-    sharper = {"scale": 0.3}
-
-    def other(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-        return fused(query, key, value, **{**settings, **sharper})
-
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", other)
+def test_fused_attention_that_does_something_else_is_an_error(name: str) -> None:
     model = model_on(name)
-    with pytest.raises(ToastError) as refused:
+    with ScaledQueries(1.7), pytest.raises(ToastError) as refused:
         AttentionRecorder(model).record(example(model.backbone))
     assert refused.value.code == "attention.map-mismatch"
-    AttentionRecorder(model, checked=False).record(example(model.backbone))
+    with ScaledQueries(1.7):
+        AttentionRecorder(model, checked=False).record(example(model.backbone))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
-def test_in_half_precision_scores_that_are_a_fiftieth_larger_are_an_error(
-    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_half_precision_scores_that_are_a_fiftieth_larger_are_an_error(kind: torch.dtype) -> None:
     viewer = viewer_of(demo_model())
     images = torch.stack([viewer.transform(scene.image)[0] for scene in scenes(2)])
-    fused = nn.functional.scaled_dot_product_attention
-
-    def sharper(query: Tensor, *others: Tensor, **settings: Any) -> Tensor:
-        return fused(query * 1.02, *others, **settings)
-
     with torch.autocast("cpu", kind):
         checks = viewer.recorder.record(images).checks
         assert checks is not None and checks.mismatch is not None
         assert checks.mismatch < MISMATCH_TOLERANCE[kind] / 2, "rounding alone"
-        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", sharper)
-        with pytest.raises(ToastError) as refused:
+        with ScaledQueries(1.02), pytest.raises(ToastError) as refused:
             viewer.recorder.record(images)
         assert refused.value.code == "attention.map-mismatch"
 
