@@ -16,7 +16,7 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, DataSource, SplitKind
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
-from toast_cli.data.text.conversation_split import list_filled_fields
+from toast_cli.data.text.conversation_format import list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
 from toast_cli.data.text.text_store import TextStore
 from toast_cli.utils.config import LOCAL_PATH, NamedOptions
