@@ -10,6 +10,9 @@ from typing import Any
 from toast_cli.data.paths import FILE_SUFFIXES
 from toast_cli.utils.errors import ToastError, UsageError
 
+SAVED_FILES = ("dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` of the datasets library wrote."""
+
 LOOKUP_SECONDS = 5.0
 """Time limit of the question whether the hub has a data set; the library would retry for half a minute."""
 

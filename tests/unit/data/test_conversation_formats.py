@@ -6,6 +6,7 @@ import bz2
 import csv
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from tests.language import make_tokenizer
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
+from toast_cli.data.streams.hugging_face import HuggingFaceOptions, open_hf
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_prompt,
@@ -21,9 +23,12 @@ from toast_cli.data.text.chat_templates import (
     tokenize_conversation,
 )
 from toast_cli.data.text.conversation_format import load_formats
+from toast_cli.data.text.documents import TextDocumentOptions, open_documents
 from toast_cli.data.text.loader import build_conversation_loader
 from toast_cli.data.text.messages import MessagesOptions, open_messages
 from toast_cli.data.text.turns import Turn, to_messages
+from toast_cli.storage.run_folder import WorkingFolders
+from toast_cli.training.data.recorded_paths import _find_key
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -138,6 +143,14 @@ ENTRIES: dict[str, tuple[str, dict[str, Any], list[Turn]]] = {
 def opened(path: Path | str, data_dir: Path | None = None, **options: Any) -> DataSet:
     chosen = {"val_fraction": 0, "test_fraction": 0, **options}
     return open_messages(MessagesOptions(path=str(path), **chosen), data_dir)
+
+
+def open_text(path: str) -> DataSet:
+    return open_documents(TextDocumentOptions(path=path), None)
+
+
+def open_images(path: str) -> DataSet:
+    return open_hf(HuggingFaceOptions(path=path), None)
 
 
 def turns_of(data: DataSet, part: str = "train") -> list[list[Turn]]:
@@ -440,3 +453,75 @@ def test_a_damaged_file_is_one_message(name: str, content: bytes, code: str, tmp
     with pytest.raises(ToastError) as refused:
         opened(tmp_path / name)
     assert refused.value.code == code and name in refused.value.what
+
+
+PLACES = {"messages": opened, "text": open_text, "hf": open_images}
+
+
+@pytest.mark.parametrize("source", PLACES)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("./data/chats", "data.missing-file"),
+        ("data/more/chats", "data.missing-file"),
+        ("chats.jsonl", "data.missing-file"),
+        ("data/chats", "data.cannot-open"),
+        ("nobody/nothing", "data.cannot-open"),
+    ],
+)
+def test_a_wrong_path_is_refused_after_one_short_request_at_most(
+    source: str, name: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    asked: list[tuple[str, float]] = []
+
+    def refuse(self: Any, repo: str, *, repo_type: str, timeout: float) -> None:
+        asked.append((repo, timeout))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub.HfApi, "repo_info", refuse)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: pytest.fail("the library would retry"))
+    with pytest.raises(ToastError) as refused:
+        PLACES[source](name)
+    assert refused.value.code == code and name.removeprefix("./") in refused.value.what
+    assert len(asked) == (code == "data.cannot-open") and all(seconds <= 5 for _, seconds in asked)
+
+
+def test_documents_that_are_not_read_to_the_end_leave_no_reader_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    closed = []
+
+    def stream() -> Iterator[dict[str, str]]:
+        try:
+            yield from ({"text": f"text {number}"} for number in range(100))
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream())
+    (tmp_path / "a.txt").write_text("a")
+    data = open_documents(TextDocumentOptions(path=str(tmp_path / "a.txt"), documents=5, val_fraction=0), None)
+    assert len(data.splits["train"]) == 5 and closed == [True]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv"])
+def test_documents_in_another_encoding_are_named(suffix: str, tmp_path: Path) -> None:
+    text = {".txt": "H\xef\n", ".jsonl": '{"text": "H\xef"}\n', ".csv": "text\nH\xef\n"}[suffix]
+    (tmp_path / f"d{suffix}").write_bytes(text.encode("cp1252") * 3)
+    with pytest.raises(ToastError) as refused:
+        open_text(str(tmp_path / f"d{suffix}"))
+    assert "WINDOWS-1252" in refused.value.why and "iconv" in refused.value.what_to_do
+
+
+def test_mixed_files_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.json").write_text(json.dumps([PAIR]))
+    started = WorkingFolders(tmp_path, tmp_path / "data")
+    for key, found in {
+        "b.json": str(tmp_path / "b.json"),
+        "pairs:b.json": f"pairs:{tmp_path / 'b.json'}",
+        "owner/name": "owner/name",
+    }.items():
+        assert _find_key(key, None, started) == found
+    assert MessagesOptions.list_path_key_fields() == ["mix"]

@@ -29,7 +29,7 @@ from toast_cli.data.text.duplicates import (
 from toast_cli.data.text.entry_files import EntryOptions
 from toast_cli.data.text.turns import Conversation
 from toast_cli.registry import CONVERSATION_FORMATS, list_names
-from toast_cli.utils.config import LOCAL_PATH, NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, LOCAL_PATH_KEYS, NamedOptions
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import hash_text
 
@@ -57,6 +57,7 @@ class ConversationOptions(NamedOptions):
     mix: dict[str, Weight] = Field(
         default_factory=dict,
         examples=[{"chats.json": 2, "alpaca:answers.json": 0.5}],
+        json_schema_extra=LOCAL_PATH_KEYS,
         description="further files, folders or ids, with their weights; a format before a colon, else detected",
     )
     fields: dict[str, str] = Field(

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.hub import import_datasets, load_saved_splits, load_splits, require_hub_dataset
+from toast_cli.data.hub import SAVED_FILES, import_datasets, load_saved_splits, load_splits, require_hub_dataset
 from toast_cli.data.paths import list_candidate_paths
 from toast_cli.data.split_names import assign_splits, parse_split_name
 from toast_cli.data.text.conversation_format import list_filled_fields
-from toast_cli.data.text.json_lines import COMPRESSED_SUFFIXES, make_encoding_error, read_bytes, read_json_list
+from toast_cli.data.text.json_lines import COMPRESSED_SUFFIXES, read_bytes, read_json_list, require_utf8
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.table_files import import_pyarrow
 
@@ -23,9 +23,6 @@ ROWS_AT_A_TIME = 1000
 
 MAX_CELL_CHARACTERS = 2**31 - 1
 """Largest cell of a CSV file; the limit of the library is 131,072."""
-
-SAVED_FILES = ("dataset_dict.json", "state.json")
-"""Files of a folder that `save_to_disk` of the datasets library wrote."""
 
 
 @dataclass(frozen=True)
@@ -197,11 +194,8 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ToastError: The file is not UTF-8 text, or a row has more cells than there are columns.
     """
-    content = read_bytes(path)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise make_encoding_error(path, content, content.count(b"\n", 0, error.start) + 1) from error
+    require_utf8(path)
+    text = read_bytes(path).decode()
     csv.field_size_limit(MAX_CELL_CHARACTERS)
     header = text.partition("\n")[0]
     separator = "\t" if _get_suffix(path) == ".tsv" or "\t" in header else "," if "," in header else ";"

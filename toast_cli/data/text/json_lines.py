@@ -34,9 +34,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         ToastError: If the file cannot be read, or a line is not UTF-8 or not valid JSON.
     """
     content = read_bytes(path)
+    start = 0
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
-            yield number, _parse_json(line, path, number, content)
+            yield number, _parse_json(line, path, number, content, start)
+        start += len(line) + 1
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -88,29 +90,44 @@ def guess_encoding(content: bytes) -> str:
     return "WINDOWS-1252"
 
 
-def make_encoding_error(path: Path, content: bytes, line: int) -> ToastError:
+def make_encoding_error(path: Path, content: bytes, position: int, code: str = "data.unreadable-file") -> ToastError:
     """Return the error on a file that is not UTF-8 text: its probable encoding and the command that converts it."""
-    encoding = guess_encoding(content)
+    encoding, line = guess_encoding(content), content.count(b"\n", 0, position) + 1
     source = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(source))} > {shlex.quote(f'utf8-{source.name}')}"
     return ToastError(
         f"Cannot read {path}.",
         f"Line {line} is not UTF-8 text; the file seems to be in {encoding}.",
         f"Save it as UTF-8, for example with: {command}",
-        code="text.invalid-json",
+        code=code,
     )
 
 
-def _parse_json(text: bytes, path: Path, first: int, content: bytes) -> Any:
-    """Parse JSON text that starts at line `first` of a file with this content."""
+def require_utf8(path: Path) -> None:
+    """Check that a file is UTF-8 text.
+
+    Raises:
+        ToastError: If it is not, with its probable encoding.
+    """
+    content = read_bytes(path)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise make_encoding_error(path, content, error.start) from error
+    if b"\0" in content:
+        raise make_encoding_error(path, content, content.index(b"\0"))
+
+
+def _parse_json(text: bytes, path: Path, first: int, content: bytes, start: int = 0) -> Any:
+    """Parse JSON text that starts at line `first` and byte `start` of a file with this content."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        raise make_encoding_error(path, content, first + text.count(b"\n", 0, error.start)) from error
+        raise make_encoding_error(path, content, start + error.start, "text.invalid-json") from error
     except json.JSONDecodeError as error:
         line, what = first + error.lineno - 1, f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
         if b"\0" in text:  # text in UTF-16 without a byte order mark is valid UTF-8
-            raise make_encoding_error(path, content, line) from error
+            raise make_encoding_error(path, content, start, "text.invalid-json") from error
     except RecursionError:
         line, what = first, "is not supported: the JSON is nested too deeply"
     raise ToastError(f"Cannot read {path}.", f"Line {line} {what}.", code="text.invalid-json")

@@ -9,7 +9,7 @@ from typing import Any
 
 from toast_cli.data.images.files import read_text_file
 from toast_cli.data.text.conversation_format import detect_format, load_formats
-from toast_cli.data.text.json_lines import read_json_list
+from toast_cli.data.text.json_lines import make_encoding_error, read_json_list
 from toast_cli.data.text.turns import Turn, to_messages
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.names import format_json
@@ -69,9 +69,7 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
     try:
         lines = read_text_file(path).splitlines()
     except UnicodeDecodeError as error:
-        raise ToastError(
-            f"{path} is not UTF-8 text.", what_to_do="Save it as UTF-8.", code="data.unreadable-file"
-        ) from error
+        raise make_encoding_error(path, error.object, error.start) from error
     except OSError as error:
         raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
     for number, line in enumerate(lines, start=1):
