@@ -30,7 +30,7 @@ from toast_cli.training.plan import method_costs, throughput
 from toast_cli.utils.errors import ToastError
 
 PAGES = ROOT / "docs/how-to/extend"
-PLUGINS = ("data-source", "backbone", "method", "metric", "task", "export-format")
+PLUGINS = ("data-source", "conversation-format", "backbone", "method", "metric", "task", "export-format")
 DEMO = ["--device", "cpu", "--dataset", "demo", *TINY_DEMO, "training.epochs=1", "training.warmup_epochs=0"]
 
 
