@@ -102,6 +102,16 @@ def test_the_data_source_is_checked_and_the_method_tunes_on_it(here: Path) -> No
 
 
 @pytest.mark.usefixtures("installed")
+def test_the_format_of_conversations_is_detected(here: Path) -> None:
+    entries: list[Any] = [{"topic": f"Name bird {number}.", "replies": ["Wren.", "Owl."]} for number in range(40)]
+    (here / "forum.json").write_text(json.dumps([*entries, {"topic": "Why?", "replies": []}]))
+    said = toast("data", "check", "messages:forum.json", "--data-dir", here)
+    printed = " ".join(said.out.split())
+    assert "Format of forum.json: forum (40 entries)." in printed, said.err
+    assert "the replies after the first of 40 entries" in printed and "no answer to learn" in printed
+
+
+@pytest.mark.usefixtures("installed")
 def test_the_method_leaves_the_users_own_model_as_it_is() -> None:
     import timm
 
