@@ -320,7 +320,7 @@ def write_as(kind: str, folder: Path, entries: list[dict[str, Any]]) -> Path:
     elif kind in (".csv", ".tsv", ".semicolon.csv"):
         with path.open("w", newline="", encoding="utf-8") as file:
             separator = {".csv": ",", ".tsv": "\t", ".semicolon.csv": ";"}[kind]
-            writer = csv.DictWriter(file, list(entries[0]), delimiter=separator)
+            writer = csv.DictWriter(file, ["messages", "tools"], delimiter=separator)
             writer.writeheader()
             cells = [{key: v if isinstance(v, str) else json.dumps(v) for key, v in each.items()} for each in entries]
             writer.writerows(cells)
@@ -350,12 +350,20 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_conversations_are_read_from_any_kind_of_file(kind: str, tmp_path: Path) -> None:
-    entries = [
-        {"messages": [{"role": "user", "content": 'a, "b"; c\n\u2028d'}, {"role": "assistant", "content": "Hello"}]},
-        {k: v for k, v in WITH_TOOLS.items() if k == "messages"},
+    other = {
+        "type": "function",
+        "function": {"name": "go", "parameters": {"properties": {"place": {"type": "string"}}}},
+    }
+    entries: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": 'a, "b"; c\n\u2028d'}, CHAT[1]], "tools": []},
+        WITH_TOOLS,
+        {"messages": CHAT, "tools": [other]},
     ]
     data = opened(write_as(kind, tmp_path, entries))
-    assert turns_of(data) == [[Turn("user", 'a, "b"; c\n\u2028d'), A], ENTRIES["tools"][2][1:]]
+    first, second, third = turns_of(data)
+    assert first == [Turn("user", 'a, "b"; c\n\u2028d'), A]
+    assert json.loads(second[0].text) == [TOOL] and second[1:] == ENTRIES["tools"][2][1:]
+    assert json.loads(third[0].text) == [other] and third[1:] == [U, A]
     if kind == ".list.json":
         assert "The entries of d.list.json are in 'data'." in data.notes
         assert "Not used in d.list.json: 'version' beside 'data'." in data.notes
@@ -494,13 +502,22 @@ def test_documents_that_are_not_read_to_the_end_leave_no_reader_behind(
     datasets = pytest.importorskip("datasets")
     closed = []
 
-    def stream() -> Iterator[dict[str, str]]:
-        try:
-            yield from ({"text": f"text {number}"} for number in range(100))
-        finally:
+    class Reader:
+        """An endless reader that refers to itself, as those of the library do."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            return self
+
+        def __next__(self) -> dict[str, str]:
+            return {"text": "a"}
+
+        def __del__(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream())
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: Reader())
     (tmp_path / "a.txt").write_text("a")
     data = open_documents(TextDocumentOptions(path=str(tmp_path / "a.txt"), documents=5, val_fraction=0), None)
     assert len(data.splits["train"]) == 5 and closed == [True]
