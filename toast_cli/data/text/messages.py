@@ -128,7 +128,7 @@ def parse_tools(entry: Mapping[str, Any]) -> list[Turn]:
     given = entry.get("tools") if entry.get("tools") not in EMPTY else entry.get("functions")
     if given in EMPTY or (tools := read_objects(given, "tools")) == []:
         return []
-    wrapped = [
+    wrapped: list[dict[str, Any]] = [
         tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool} for tool in tools
     ]
     for tool in wrapped:
