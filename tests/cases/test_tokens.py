@@ -35,9 +35,10 @@ from toast_cli.data.text.chat_templates import (
     set_chat_template,
     tokenize_conversation,
 )
-from toast_cli.data.text.conversation_split import Conversation, ConversationOptions, ConversationSplit, Turn
+from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.token_limits import get_padding_token
+from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.export.formats.hf import write_hf
 from toast_cli.export.hf_model import register
 from toast_cli.export.read_checkpoint import read_checkpoint

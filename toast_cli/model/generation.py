@@ -12,8 +12,8 @@ import torch
 
 from toast_cli.data.text import chat_templates
 from toast_cli.data.text.chat_templates import find_end_tokens
-from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.token_limits import get_padding_token, require_known_tokens, require_room
+from toast_cli.data.text.turns import Turn
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 

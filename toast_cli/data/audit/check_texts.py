@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 from toast_cli.data.audit.check import MAX_LISTED, REPORTED_SPLITS, ProgressTracker
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.loaders import build_loader
-from toast_cli.data.text.conversation_split import (
-    Conversation,
-    ConversationSplit,
-    find_near_conversations,
-    format_content,
-)
+from toast_cli.data.text.conversation_split import ConversationSplit, find_near_conversations, format_content
 from toast_cli.data.text.duplicates import (
     compute_text_key,
     count_copies_across_splits,
     find_first_copies,
     find_near_texts_across_splits,
 )
+from toast_cli.data.text.turns import Conversation
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 from collections import Counter
 from collections.abc import Iterable
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource, SplitKind
+from toast_cli.data.hub import import_datasets, require_hub_dataset
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
-from toast_cli.data.text.conversation_split import list_filled_fields
+from toast_cli.data.text.conversation_format import list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
+from toast_cli.data.text.json_lines import require_utf8
 from toast_cli.data.text.text_store import TextStore
 from toast_cli.utils.config import LOCAL_PATH, NamedOptions
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +164,7 @@ def _find_path(options: TextDocumentOptions, data_dir: Path | None) -> Path:
 
 def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> Iterable[str]:
     """Yield the texts that are not blank, and count in `unused` what else the documents have."""
-    entries = _read_entries(options, data_dir)
+    entries = iter(_read_entries(options, data_dir))
     number = 0
     try:
         for number, entry in enumerate(islice(entries, options.documents), start=1):
@@ -181,24 +184,24 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Cou
             code="text.missing-field",
         ) from error
     except (OSError, ValueError) as error:  # pyarrow and datasets raise either while streaming
+        file = _find_path(options, data_dir)
+        if isinstance(error, ValueError) and file.is_file():
+            require_utf8(file)
         raise ToastError(
             f"Cannot read {options.path} after document {number}.",
             f"{type(error).__name__}: {error}",
             "Check that the file is whole, and save it as UTF-8." if isinstance(error, ValueError) else "",
             code="data.unreadable-file",
         ) from error
+    finally:
+        # Threads of Arrow that still read ahead when Python exits abort the process (apache/arrow #45214).
+        del entries
+        gc.collect()
 
 
 def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[dict[str, Any]]:
     """Return an iterable over the documents as mappings, which reads them lazily."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ToastError(
-            "Reading documents requires the datasets library.",
-            what_to_do='Install it with: pip install "datasets>=4.4"',
-            code="cli.missing-package",
-        ) from error
+    load_dataset = import_datasets().load_dataset
     path = _find_path(options, data_dir)
     if (path / "README.md").is_file():  # a downloaded Hub data set, whose card describes subsets and splits
         named: dict[str, Any] = {"name": options.subset, "split": options.split}
@@ -224,13 +227,8 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         # The library reads patterns. A bracket in a name of a folder is not one.
         named = {"data_files": [glob.escape(str(file.absolute())) for file in files], "split": "train"}
         where = str(readers.pop())
-    elif _get_reader(path) or options.path.startswith((".", "/", "~")):
-        raise UsageError(
-            f"The file or folder {path} does not exist.",
-            what_to_do="Check the path after 'text:'.",
-            code="data.missing-file",
-        )
     else:
+        require_hub_dataset(options.path, [path], "dataset.subset and dataset.split")
         named = {"name": options.subset, "split": options.split}
         where = options.path
     try:

@@ -127,7 +127,9 @@ def build_conversation_loader(
     texts, truncated, empty, total, rejected = [], 0, 0, 0, []
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
-    for index in range(len(split)):
+    repeats = split.repeats if split.repeats and batches.augment else (1,) * len(split)
+    used = [index for index, times in enumerate(repeats) if times]
+    for index in used:
         conversation = split.load(index)
         try:
             samples = tokenize_conversation(conversation.turns, tokenizer, options.template)
@@ -135,7 +137,7 @@ def build_conversation_loader(
             rejected.append(error)
             continue
         total += len(samples)
-        spelled += controls.is_spelled_in(*(turn.whole for turn in conversation.turns))
+        spelled += controls.is_spelled_in(*(f"{turn.whole}{turn.fields}" for turn in conversation.turns))
         for ids, labels in samples:
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
@@ -147,25 +149,25 @@ def build_conversation_loader(
             if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
             else:
-                texts.append(TokenizedText(ids, labels, list(range(len(ids)))))
-    if len(rejected) == len(split):
+                texts += [TokenizedText(ids, labels, list(range(len(ids))))] * repeats[index]
+    if len(rejected) == len(used):
         raise rejected[0]
     if not texts:
         raise ToastError(
-            f"None of {len(split):,} texts has a token to learn within the first {longest} tokens.",
+            f"None of {len(used):,} texts has a token to learn within the first {longest} tokens.",
             what_to_do="Raise dataset.max_tokens." if longest == options.max_tokens else "Shorten the prompts.",
             code="text.nothing-to-learn",
         )
     notes = [] if note is None else [note]
     if rejected:
         why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
-        notes.append(f"{len(rejected):,} of {len(split):,} texts were left out: {why}.")
-    if total > len(split) - len(rejected):
+        notes.append(f"{len(rejected):,} of {len(used):,} texts were left out: {why}.")
+    if total > len(used) - len(rejected):
         notes.append(
-            f"{len(split) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
+            f"{len(used) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
-    notes += _format_spelled_note(spelled, len(split))
+    notes += _format_spelled_note(spelled, len(used))
     if endless:
         notes.append(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "

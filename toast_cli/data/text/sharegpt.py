@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource
-from toast_cli.data.text.conversation_split import (
-    ConversationOptions,
-    Role,
-    Turn,
+from toast_cli.data.text.conversation_format import (
+    EMPTY,
+    ConversationFormat,
+    has_objects,
     list_filled_fields,
-    open_conversations,
+    read_json_value,
+    read_objects,
     require_field,
     require_text,
 )
+from toast_cli.data.text.conversation_split import ConversationOptions, open_conversations
+from toast_cli.data.text.messages import parse_call, parse_tools, parse_weight
+from toast_cli.data.text.turns import Role, Turn, dump_json
 
 ROLES_BY_SPEAKER: dict[str, Role] = {
     "human": "user",
@@ -26,6 +30,9 @@ ROLES_BY_SPEAKER: dict[str, Role] = {
     "chatgpt": "assistant",
     "assistant": "assistant",
     "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
 }
 
 
@@ -35,51 +42,44 @@ class ShareGptOptions(ConversationOptions):
     name: Literal["sharegpt"] = Field("sharegpt", description="the data set")
 
 
-def parse_sharegpt_entry(entry: dict[str, Any]) -> list[Turn]:
-    """Convert an entry (`conversations`, a list of `from` and `value`; optional `system`) to turns.
-
-    Raises:
-        ValueError: If the entry has another structure, a speaker is unknown or there is no answer.
-    """
-    turns = parse_sharegpt_turns(entry)
-    if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError("it has no answer to learn")
-    return turns
-
-
 def parse_sharegpt_turns(entry: dict[str, Any]) -> list[Turn]:
-    """Convert an entry to turns, which may have no answer. Answers before the first question are dropped.
+    """Convert an entry (`conversations`, a list of `from` and `value`; optional `system` and `tools`) to turns.
+
+    Answers before the first question are dropped.
 
     Raises:
         ValueError: If the entry has another structure or a speaker is unknown.
     """
-    if "conversations" not in entry and "messages" in entry:
-        raise ValueError(
-            "'conversations' is missing, and 'messages' was found: rename it, and in each message 'role' to 'from' and "
-            "'content' to 'value'"
-        )
-    messages = require_field(entry, "conversations")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError("'conversations' is not a list of objects")
-    turns = []
-    for message in messages:
-        if (speaker := require_text(message, "from")) not in ROLES_BY_SPEAKER:
-            raise ValueError(f"unknown speaker '{speaker}'; known: {', '.join(ROLES_BY_SPEAKER)}")
-        turns.append(Turn(ROLES_BY_SPEAKER[speaker], require_text(message, "value")))
+    turns = [_parse_turn(message) for message in read_objects(require_field(entry, "conversations"), "conversations")]
     while turns and turns[0].role == "assistant":  # the export begins in the middle of a conversation
         turns.pop(0)
-    system = [Turn("system", require_text(entry, "system"))] if entry.get("system") not in (None, "") else []
+    system = [] if entry.get("system") in EMPTY else [Turn("system", require_text(entry, "system"))]
     if turns[:1] != system:  # it is often given in both places
         turns = [*system, *turns]
-    return turns
+    return [*parse_tools(entry), *turns]
+
+
+def _parse_turn(message: Mapping[str, Any]) -> Turn:
+    if (speaker := require_text(message, "from")) not in ROLES_BY_SPEAKER:
+        raise ValueError(f"unknown speaker '{speaker}'; known: {', '.join(ROLES_BY_SPEAKER)}")
+    text, trained = require_text(message, "value"), parse_weight(message)
+    if speaker != "function_call":
+        return Turn(ROLES_BY_SPEAKER[speaker], text, trained=trained)
+    value = read_json_value(text, "function_call")
+    calls = read_objects(value if isinstance(value, list) else [value], "function_call")
+    return Turn(
+        "assistant", "", fields=dump_json({"tool_calls": [parse_call(call) for call in calls]}), trained=trained
+    )
 
 
 def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
-    yield from list_filled_fields(entry, ("conversations", "system"))
-    messages = entry["conversations"]
+    yield from list_filled_fields(entry, ("conversations", "system", "tools", "functions"))
+    messages = read_objects(entry["conversations"], "conversations")
     roles = [ROLES_BY_SPEAKER[message["from"]] for message in messages]
-    for message in messages:
-        yield from list_filled_fields(message, ("from", "value"), "conversations.")
+    for message, role in zip(messages, roles, strict=True):
+        yield from list_filled_fields(message, ("from", "value", "weight"), "conversations.")
+        if role != "assistant" and message.get("weight") not in (*EMPTY, 0):
+            yield "'conversations.weight' of another speaker than the assistant"
     if roles[0] == "assistant":
         yield "the answer before the first question"
     if roles[-1] != "assistant":
@@ -88,13 +88,20 @@ def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
 
 def open_sharegpt(options: ShareGptOptions, data_dir: Path | None) -> DataSet:
     """Read the file as a data set."""
-    return open_conversations(options, data_dir, parse_sharegpt_entry, _list_unused)
+    return open_conversations(options, data_dir, "sharegpt")
 
+
+FORMAT = ConversationFormat(
+    recognize=lambda entry: has_objects(entry, "conversations", "from"),
+    parse=parse_sharegpt_turns,
+    list_unused=_list_unused,
+    fields=("conversations",),
+)
 
 SOURCE = DataSource(
     ShareGptOptions,
     open_sharegpt,
-    "sharegpt:FILE, a JSON list of conversations",
+    "sharegpt:FILE, conversations of from and value, and optionally system and tools",
     task="language",
     layout=(
         '[{"conversations": [{"from": "human", "value": "Name a bird."}, {"from": "gpt", "value": "The wren."}]}, ...]'
