@@ -23,7 +23,8 @@ from toast_cli.data.text.duplicates import (
     format_copies_note,
 )
 from toast_cli.data.text.json_lines import read_json_list
-from toast_cli.utils.config import LOCAL_PATH, NamedOptions
+from toast_cli.data.text.split_options import TextSplitOptions, require_distinct_paths
+from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
 
@@ -39,8 +40,10 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values of fields without content."""
 
 
-class ConversationOptions(NamedOptions):
+class ConversationOptions(TextSplitOptions):
     """Options of a file of conversations."""
+
+    TOKEN_FIELDS: ClassVar[tuple[str, ...]] = ("max_tokens", "template")
 
     path: str = Field(
         min_length=1,
@@ -50,10 +53,6 @@ class ConversationOptions(NamedOptions):
     )
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
-    split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
-    group_copies: bool = Field(
-        False, description="keep copies of a text, which may differ in case and spaces, in one split"
-    )
     max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
@@ -120,7 +119,7 @@ def open_conversations(
     read: Callable[[dict[str, Any]], Sequence[Turn]],
     list_unused: Callable[[dict[str, Any]], Iterable[str]],
 ) -> DataSet:
-    """Read a file of conversations as a data set.
+    """Read a file of conversations as a data set, and those of `val_path` and `test_path`.
 
     Copies of a conversation that are in several splits are counted in the notes. With `group_copies`, they are in one.
 
@@ -134,53 +133,36 @@ def open_conversations(
         UsageError: If the file does not exist.
         ToastError: If the file is not valid JSON, or has no valid entry or no training conversation.
     """
-    path = Path(options.path).expanduser()
-    path = path if path.is_absolute() or data_dir is None else data_dir / path
-    if not path.is_file():
-        raise UsageError(
-            f"The file {path} does not exist.",
-            what_to_do="Check the path after the name of the data set.",
-            code="data.missing-file",
-        )
-    entries = read_json_list(path)
-    left_out: dict[str, str] = {}
-    unused: Counter[str] = Counter()
-    conversations = []
-    for number, entry in enumerate(entries, start=1):
-        try:
-            if not isinstance(entry, dict):
-                raise ValueError("it is not a JSON object")
-            conversations.append(Conversation(tuple(read(entry)), f"{path.name}, entry {number}"))
-            unused.update(set(list_unused(entry)))
-        except ValueError as error:
-            left_out[f"entry {number}"] = str(error)
-    if not conversations:
-        why = (
-            f"None of {len(entries):,} entries is valid: {_summarize_left_out(left_out)}."
-            if entries
-            else "The file is empty."
-        )
-        raise ToastError(
-            f"{path} contains no conversation in the format '{options.name}'.",
-            why,
-            _suggest_format(entries, path, options.name),
-            code="text.no-conversations",
-        )
+    require_distinct_paths(options, lambda path: _find_file(path, data_dir).resolve())
+    files = {part: _find_file(path, data_dir) for part, path in {"train": options.path, **options.own_paths}.items()}
+    read_files = {
+        part: _read_file(file, _name_file(file, files), options.name, read, list_unused) for part, file in files.items()
+    }
+    conversations = [text for found in read_files.values() for text in found.conversations]
     keys = [compute_text_key(format_content(text)) for text in conversations]
-    parts = _split_conversations(conversations, keys, options)
+    parts = _split_conversations(read_files["train"].conversations, keys, options)
     if not parts["train"]:
-        raise ToastError(f"{path} contains no conversation to train on.", code="text.no-training-text")
+        raise ToastError(f"{files['train']} contains no conversation to train on.", code="text.no-training-text")
+    start = len(read_files["train"].conversations)
+    for part in options.own_paths:
+        parts[part] = list(range(start, start + len(read_files[part].conversations)))
+        start += len(parts[part])
     contents = [repr(text.turns) for text in conversations]  # not the entry numbers, which do not change with an edit
-    held = ", ".join(
-        f"{len(indices):,} {name} (split {compute_split_hash([contents[i] for i in indices], [0] * len(indices))})"
-        for name, indices in parts.items()
-    )
-    notes = [f"{path.name}: {held}, seed {options.split_seed}"]
-    if unused:
-        fields = ", ".join(f"{name} of {count:,} entries" for name, count in unused.most_common())
-        notes.append(f"Not used in {path.name}: {fields}.")
+
+    def describe_part(part: str) -> str:
+        indices = parts[part]
+        split_hash = compute_split_hash([contents[i] for i in indices], [0] * len(indices))
+        return f"{len(indices):,} {part} (split {split_hash})"
+
+    held = ", ".join(describe_part(part) for part in parts if part not in options.own_paths)
+    notes = [f"{read_files['train'].name}: {held}, seed {options.split_seed}"]
+    notes += [f"{read_files[part].name}: {describe_part(part)}, the whole file" for part in options.own_paths]
+    for found in read_files.values():
+        notes += found.describe_unused()
     repeated = count_copies_across_splits({name: [keys[i] for i in indices] for name, indices in parts.items()})
-    notes += format_copies_note(repeated, path.name)
+    notes += format_copies_note(
+        repeated, " and ".join(found.name for found in read_files.values()), bool(options.own_paths)
+    )
     splits = {
         name: ConversationSplit(tuple(conversations[i] for i in indices), options)
         for name, indices in parts.items()
@@ -193,23 +175,108 @@ def open_conversations(
             f"{count} nearly the same as one of an earlier split, for example {later} and {earlier}. Results on them "
             "say little about new texts; 'toast data check' lists them."
         )
-    if left_out:
-        notes.append(
-            f"{len(left_out):,} of {len(entries):,} entries of {path.name} were left out: "
-            f"{_summarize_left_out(left_out)}."
-        )
+    left_out: dict[str, str] = {}
+    for found in read_files.values():
+        notes += found.describe_left_out()
+        prefix = f"{found.name}, " if options.own_paths else ""
+        left_out |= {f"{prefix}{name}": why for name, why in found.left_out.items()}
     return DataSet(classes=(), splits=splits, notes=tuple(notes), left_out=left_out)
+
+
+@dataclass(frozen=True)
+class ConversationFile:
+    """The conversations of a file, with what was not used of it: fields, by how many entries have them, and entries."""
+
+    name: str
+    conversations: Sequence[Conversation]
+    entries: int
+    unused: Mapping[str, int]
+    left_out: Mapping[str, str]
+
+    def describe_unused(self) -> list[str]:
+        """Return a note on fields that are not used."""
+        fields = ", ".join(f"{name} of {count:,} entries" for name, count in self.unused.items())
+        return [f"Not used in {self.name}: {fields}."] if fields else []
+
+    def describe_left_out(self) -> list[str]:
+        """Return a note on entries that are left out."""
+        if not self.left_out:
+            return []
+        reasons = _summarize_left_out(self.left_out)
+        return [f"{len(self.left_out):,} of {self.entries:,} entries of {self.name} were left out: {reasons}."]
+
+
+def _find_file(path: str, data_dir: Path | None) -> Path:
+    """Return the file of a path.
+
+    Raises:
+        UsageError: If it does not exist.
+    """
+    file = Path(path).expanduser()
+    file = file if file.is_absolute() or data_dir is None else data_dir / file
+    if not file.is_file():
+        raise UsageError(
+            f"The file {file} does not exist.",
+            what_to_do="Check the path after the name of the data set, dataset.val_path and dataset.test_path.",
+            code="data.missing-file",
+        )
+    return file
+
+
+def _name_file(file: Path, files: Mapping[str, Path]) -> str:
+    """Return the name of a file in messages, with its folder if another file has the same name."""
+    names = [each.name for each in files.values()]
+    return file.name if names.count(file.name) == 1 else f"{file.absolute().parent.name}/{file.name}"
+
+
+def _read_file(
+    file: Path,
+    name: str,
+    format_name: str,
+    read: Callable[[dict[str, Any]], Sequence[Turn]],
+    list_unused: Callable[[dict[str, Any]], Iterable[str]],
+) -> ConversationFile:
+    """Read the conversations of a file.
+
+    Raises:
+        ToastError: If the file is not valid JSON, or has no valid entry.
+    """
+    entries = read_json_list(file)
+    left_out: dict[str, str] = {}
+    unused: Counter[str] = Counter()
+    conversations = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            if not isinstance(entry, dict):
+                raise ValueError("it is not a JSON object")
+            conversations.append(Conversation(tuple(read(entry)), f"{name}, entry {number}"))
+            unused.update(set(list_unused(entry)))
+        except ValueError as error:
+            left_out[f"entry {number}"] = str(error)
+    if not conversations:
+        why = (
+            f"None of {len(entries):,} entries is valid: {_summarize_left_out(left_out)}."
+            if entries
+            else "The file is empty."
+        )
+        raise ToastError(
+            f"{file} contains no conversation in the format '{format_name}'.",
+            why,
+            _suggest_format(entries, file, format_name),
+            code="text.no-conversations",
+        )
+    return ConversationFile(name, conversations, len(entries), dict(unused.most_common()), left_out)
 
 
 def _split_conversations(
     conversations: Sequence[Conversation], keys: Sequence[int], options: ConversationOptions
 ) -> dict[str, list[int]]:
-    """Return the indices of each split. Conversations with equal keys are in one split if `group_copies` is set."""
-    first = find_first_copies(keys if options.group_copies else range(len(keys)))
+    """Return the indices of each split of a file. Conversations with equal keys are in one if `group_copies` is set."""
+    first = find_first_copies(keys[: len(conversations)] if options.group_copies else range(len(conversations)))
     kinds = sorted(set(first))
     names, seed = [conversations[i].name for i in kinds], options.split_seed
-    kept, test = hold_out(names, [0] * len(kinds), options.test_fraction, seed)
-    train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.val_fraction, seed + 1)
+    kept, test = hold_out(names, [0] * len(kinds), options.get_fraction("test"), seed)
+    train, val = hold_out([names[i] for i in kept], [0] * len(kept), options.get_fraction("val"), seed + 1)
     chosen = {"train": [kept[i] for i in train], "val": [kept[i] for i in val], "test": test}
     split_of = {kinds[place]: name for name, places in chosen.items() for place in places}
     parts: dict[str, list[int]] = {name: [] for name in chosen}

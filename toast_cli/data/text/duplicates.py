@@ -49,14 +49,22 @@ def count_copies_across_splits(keys: Mapping[str, Sequence[int]]) -> int:
     return count
 
 
-def format_copies_note(count: int, name: str) -> list[str]:
-    """Return the note on `count` texts of the file `name` that are copies of a text in an earlier split."""
+def format_copies_note(count: int, name: str, own_files: bool = False) -> list[str]:
+    """Return the note on `count` texts of the file `name` that are copies of a text in an earlier split.
+
+    `own_files` tells whether splits are files of their own, whose texts cannot move to another split.
+    """
     if not count:
         return []
     texts = "1 text" if count == 1 else f"{count:,} texts"
+    remedy = (
+        "Remove them from one of the files; 'toast data check' lists them."
+        if own_files
+        else "dataset.group_copies=true keeps copies in one split."
+    )
     return [
         f"{texts} of val and test in {name} {'is a copy' if count == 1 else 'are copies'} of a text in an earlier "
-        "split, so results on them say little about new texts. dataset.group_copies=true keeps copies in one split."
+        f"split, so results on them say little about new texts. {remedy}"
     ]
 
 
