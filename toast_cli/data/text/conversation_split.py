@@ -16,10 +16,11 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, SplitKind
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.data.text.duplicates import (
+    NearTexts,
     compute_text_key,
     count_copies_across_splits,
     find_first_copies,
-    find_near_texts_across_splits,
+    find_near_texts_by_split,
     format_copies_note,
 )
 from toast_cli.data.text.json_lines import read_json_list
@@ -168,7 +169,7 @@ def open_conversations(
         for name, indices in parts.items()
         if indices
     }
-    if near := find_near_conversations(splits):
+    if near := find_near_conversations(splits).across_splits:
         later, earlier = next(iter(near.items()))
         count = f"{len(near):,} {'texts of val and test are' if len(near) > 1 else 'text of val and test is'}"
         notes.append(
@@ -290,8 +291,8 @@ def format_content(conversation: Conversation) -> str:
     return "\n".join(f"{turn.role}: {turn.whole}" for turn in conversation.turns)
 
 
-def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str, str]:
-    """Return the conversations that are nearly the same as one of an earlier split: `part: name` of both.
+def find_near_conversations(splits: Mapping[str, ConversationSplit], within: bool = False) -> NearTexts:
+    """Find the conversations that are nearly the same as an earlier one: `part: name` of both.
 
     Parts that many conversations share, such as a system prompt or the name of a class, are not compared.
     """
@@ -304,7 +305,7 @@ def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str
             if own := " ".join(piece for piece in pieces if common[hash(piece)] <= MAX_SHARING_CONVERSATIONS):
                 kept[part][0].append(f"{part}: {text.name}")
                 kept[part][1].append(own)
-    return find_near_texts_across_splits(kept)
+    return find_near_texts_by_split(kept, within)
 
 
 def require_field(entry: dict[str, Any], name: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -90,6 +90,14 @@ class DocumentSplit:
     def load(self, index: int) -> str:
         """Return the text of a document."""
         return self.spool.read(int(self.numbers[index]))
+
+    def get_name(self, index: int) -> str:
+        """Return the name of a document in messages: its number in the file."""
+        return f"document {self.numbers[index] + 1:,}"
+
+    def take(self, indices: Sequence[int]) -> DocumentSplit:
+        """Return the split of the documents at `indices`, in that order."""
+        return replace(self, numbers=self.numbers[list(indices)])
 
     @property
     def keys(self) -> np.ndarray:
