@@ -41,7 +41,9 @@ def check_tokens(splits: Mapping[str, Any], backbone: Backbone) -> TokenReport:
         try:
             loader: Any = build_loader(split, backbone, BatchOptions(1, augment=part == "train"), LoaderOptions())
         except ToastError as error:
-            report.problems.append(f"{part}: {' '.join(_list_reasons(error))}")
+            why = " ".join(_list_reasons(error))
+            if not any(problem.endswith(f": {why}") for problem in report.problems):  # a template is damaged for all
+                report.problems.append(f"{part}: {why}")
             continue
         rejected = []
         if loader.findings is not None:

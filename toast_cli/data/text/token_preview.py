@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from toast_cli.data.text.documents import DocumentSplit
 
 
+ERRORS_OF_ONE_TEXT = ("text.refused-by-chat-template", "text.inconsistent-chat-template", "text.nothing-to-learn")
+"""Codes of errors that concern a single conversation; others concern the model or its chat template."""
+
+
 @dataclass(frozen=True)
 class ShownToken:
     """A token: its number, its part of the text, whether it is trained, and whether ordinary text cannot contain it."""
@@ -66,6 +70,8 @@ def _show_conversation(split: ConversationSplit, index: int, tokenizer: Any, lim
     try:
         loader = build_conversation_loader(alone, tokenizer, BatchOptions(1), LoaderOptions(), limits)
     except ToastError as error:
+        if error.code not in ERRORS_OF_ONE_TEXT:
+            raise
         yield ShownText(conversation.name, error=" ".join(part for part in (error.what, *error.reasons) if part))
         return
     limit, whole = loader.findings.limit, loader.findings.truncated.get(conversation.name, 0)
