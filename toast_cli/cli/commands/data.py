@@ -86,7 +86,6 @@ def run_data_check(
     from toast_cli.cli.output.data_report import print_image_report, print_missing
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.texts import print_text_report
-    from toast_cli.cli.text_backbone import open_text_backbone
     from toast_cli.data.audit.check import check_dataset
     from toast_cli.data.audit.check_texts import check_texts
     from toast_cli.data.images.files import MissingFilesError
@@ -107,7 +106,7 @@ def run_data_check(
         report |= {"missing": missing, "problems": problems, "what_to_do": error.what_to_do}
     else:
         _require_outside_data(out, chosen, folder, opened)
-        model = None if backbone is None else open_text_backbone(opened, backbone, weights)
+        model = None if backbone is None else _open_text_backbone(opened, backbone, weights)
         report |= {} if opened.classes else {"backbone": backbone}
         with TerminalReporter() as reporter:
             report |= (
@@ -256,6 +255,34 @@ def _refuse_options(given: Mapping[str, Any], source: str) -> None:
             )
 
 
+def _open_text_backbone(data: DataSet, backbone: str, weights: str | None) -> Any:
+    """Return a language model that takes no memory: it has no weights, unless its tokenizer comes only with them.
+
+    Raises:
+        UsageError: the data set has images.
+        ToastError: there is no such model.
+    """
+    import torch
+
+    from toast_cli import registry
+    from toast_cli.utils.errors import UsageError
+
+    if data.classes:
+        raise UsageError(
+            "--backbone is for texts, and the data set has images.",
+            what_to_do="Leave --backbone out.",
+            code="cli.conflicting-options",
+        )
+    card = registry.load_backbone_card(backbone)
+    if weights is not None and Path(weights).expanduser().is_dir():
+        card = registry.load_backbone_card(f"{card.family}:{Path(weights).expanduser()}")
+    with torch.device("meta"):
+        built = card.build(card.options(name=card.name, weights="none"))
+    if built.tokenizer is None and built.tokenizer_error is None:
+        built = card.build(card.options(name=backbone, weights=weights))
+    return built
+
+
 def _show_texts(
     opened: DataSet, split: str, backbone: str | None, weights: str | None, count: int, seed: int, as_json: bool
 ) -> None:
@@ -266,7 +293,6 @@ def _show_texts(
     """
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.texts import describe_shown_text, print_shown_texts
-    from toast_cli.cli.text_backbone import open_text_backbone
     from toast_cli.data.text.token_preview import preview_texts
     from toast_cli.utils.errors import UsageError
 
@@ -277,7 +303,7 @@ def _show_texts(
             code="cli.missing-option",
         )
     chosen: Any = opened.splits[split]
-    shown = preview_texts(chosen, open_text_backbone(opened, backbone, weights), count, seed)
+    shown = preview_texts(chosen, _open_text_backbone(opened, backbone, weights), count, seed)
     for note in opened.messages:
         print_line(note, err)
     if as_json:

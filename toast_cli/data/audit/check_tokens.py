@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toast_cli.data.audit.check import MAX_LISTED
 from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.loaders import build_loader
-from toast_cli.data.text.token_findings import TokenFindings
+from toast_cli.data.text.token_limits import TokenFindings
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:

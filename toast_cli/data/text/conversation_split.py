@@ -24,7 +24,7 @@ from toast_cli.data.text.duplicates import (
     format_copies_note,
 )
 from toast_cli.data.text.json_lines import read_json_list
-from toast_cli.data.text.split_options import TextSplitOptions, require_distinct_paths
+from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
 from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.hashing import hash_text
@@ -155,14 +155,15 @@ def open_conversations(
         split_hash = compute_split_hash([contents[i] for i in indices], [0] * len(indices))
         return f"{len(indices):,} {part} (split {split_hash})"
 
-    held = ", ".join(describe_part(part) for part in parts if part not in options.own_paths)
-    notes = [f"{read_files['train'].name}: {held}, seed {options.split_seed}"]
+    held = ", ".join(describe_part(part) for part in parts if part == "train" or options.get_fraction(part))
+    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    notes = [f"{read_files['train'].name}: {held}{seed}"]
     notes += [f"{read_files[part].name}: {describe_part(part)}, the whole file" for part in options.own_paths]
     for found in read_files.values():
         notes += found.describe_unused()
     repeated = count_copies_across_splits({name: [keys[i] for i in indices] for name, indices in parts.items()})
     notes += format_copies_note(
-        repeated, " and ".join(found.name for found in read_files.values()), bool(options.own_paths)
+        repeated, join_names([found.name for found in read_files.values()]), bool(options.own_paths)
     )
     splits = {
         name: ConversationSplit(tuple(conversations[i] for i in indices), options)

@@ -18,7 +18,7 @@ from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
 from toast_cli.data.text.conversation_split import list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
-from toast_cli.data.text.split_options import TextSplitOptions, require_distinct_paths
+from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
 from toast_cli.data.text.text_store import TextStore
 from toast_cli.utils.config import LOCAL_PATH
 from toast_cli.utils.errors import ToastError, UsageError
@@ -149,9 +149,10 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
         own_notes.append(f"documents of {path}: {_describe_part(name, parts[name])}, all of them")
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(_describe_part(name, part) for name, part in splits.items() if name not in options.own_paths)
-    notes = [f"documents of {options.path}: {held}, seed {options.split_seed}", *own_notes]
+    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    notes = [f"documents of {options.path}: {held}{seed}", *own_notes]
     repeated = count_copies_across_splits({name: part.keys.tolist() for name, part in parts.items()})
-    places = " and ".join((options.path, *options.own_paths.values()))
+    places = join_names([options.path, *options.own_paths.values()])
     notes += format_copies_note(repeated, places, bool(options.own_paths))
     if unused:
         fields = ", ".join(f"{name} of {count:,} documents" for name, count in unused.most_common())

@@ -24,8 +24,7 @@ from toast_cli.data.text.chat_templates import (
     tokenize_conversation,
 )
 from toast_cli.data.text.text_store import memory_map_tokens
-from toast_cli.data.text.token_findings import TokenFindings
-from toast_cli.data.text.token_limits import get_padding_token, limit_tokens, require_known_tokens
+from toast_cli.data.text.token_limits import TokenFindings, get_padding_token, limit_tokens, require_known_tokens
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -51,6 +51,16 @@ class TextSplitOptions(NamedOptions):
     def get_fraction(self, part: str) -> float:
         """Return the share of the texts of `path` that is held out for `val` or `test`."""
         return 0.0 if part in self.own_paths else float(getattr(self, f"{part}_fraction"))
+
+    @property
+    def holds_out(self) -> bool:
+        """Return whether a share of the texts of `path` is held out, by `split_seed`."""
+        return any(self.get_fraction(part) > 0 for part in ("val", "test"))
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence: `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def hold_out_nothing(section: Mapping[str, Any]) -> dict[str, Any]:
