@@ -74,12 +74,14 @@ def _show_conversation(split: ConversationSplit, index: int, tokenizer: Any, lim
             raise
         yield ShownText(conversation.name, error=" ".join(part for part in (error.what, *error.reasons) if part))
         return
-    limit, whole = loader.findings.limit, loader.findings.truncated.get(conversation.name, 0)
+    findings = loader.findings
+    assert findings is not None  # of conversations
+    limit, whole = findings.limit, findings.truncated.get(conversation.name, 0)
     for text in loader.texts:
         trained = [label != IGNORE_INDEX for label in text.labels]
         tokens = _mark_tokens(text.ids, trained, tokenizer)
         yield ShownText(conversation.name, tokens, whole if len(tokens) == limit and whole else len(tokens))
-    for _ in loader.findings.unlearnable:
+    for _ in findings.unlearnable:
         yield ShownText(conversation.name, error=f"It has a text with no token to learn within {limit:,} tokens.")
 
 
