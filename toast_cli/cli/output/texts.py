@@ -91,7 +91,9 @@ def print_shown_texts(texts: Sequence[ShownText], split: str) -> None:
         cut = f", cut from {text.whole:,}" if text.whole > len(text.tokens) else ""
         print_line(f"{split}: {text.name}: {len(text.tokens):,} tokens{cut}, {trained:,} trained")
         for learned, run in groupby(text.tokens, lambda token: token.trained):
-            out.print(Text.assemble(*_list_styled_tokens(learned, list(run))), soft_wrap=not out.is_terminal)
+            out.print(
+                Text.assemble(*_list_styled_tokens(learned, list(run))), soft_wrap=True
+            )  # wrapping would drop spaces of tokens
 
 
 def _list_styled_tokens(trained: bool, tokens: Sequence[ShownToken]) -> list[tuple[str, str]]:
