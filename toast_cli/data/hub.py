@@ -44,7 +44,7 @@ def require_hub_dataset(name: str, candidates: Sequence[Path] = (), option: str 
         raise UsageError(
             f"The file or folder {candidates[0] if candidates else name} does not exist.",
             f"Looked for {' and '.join(map(str, candidates))}." if len(candidates) > 1 else "",
-            "Check the path after the name of the data set.",
+            "Check the path after the name of the data set, or in the setting that has it, such as dataset.val_path.",
             code="data.missing-file",
         )
     if _is_cached(name) or (why := _find_hub_error(name)) is None:

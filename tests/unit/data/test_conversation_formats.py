@@ -418,7 +418,7 @@ def test_sources_are_mixed_with_weights_in_training_alone(tmp_path: Path) -> Non
             BatchOptions(4, augment=augment),
             LoaderOptions(),
         )
-        texts = [tokenizer.decode(text.ids) for text in loader._texts]
+        texts = [tokenizer.decode(text.ids) for text in loader.texts]
         counts[part, augment] = [sum(f"|>{name}" in text for text in texts) for name in "ab"]
     own = [sum(turns[0].text.startswith(name) for turns in turns_of(data)) for name in "ab"]
     assert counts["train", True] == [round(own[0] / 2), own[1] * 2 + round(own[1] / 2)]

@@ -244,7 +244,7 @@ def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     if template is None:
         return tokenizer
     if uses_chat_template(tokenizer, template):
-        own = tokenizer.get_chat_template()
+        own = _get_chat_template(tokenizer)
         if (chosen := _fix_date(own)) == own:
             return tokenizer
     else:
@@ -300,10 +300,12 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     for attempt in (turns, merge_system_turns(turns)):
         messages, tools = to_messages(attempt)
         try:
-            source = _fix_date(tokenizer.get_chat_template())
+            source = _fix_date(_get_chat_template(tokenizer))
             text = tokenizer.apply_chat_template(
                 messages, tools=tools or None, chat_template=source, tokenize=False, add_generation_prompt=prompt
             )
+        except ChatTemplateError:
+            raise
         except TemplateSyntaxError as error:
             raise ChatTemplateError(
                 "The chat template of this tokenizer is damaged.",
@@ -328,9 +330,31 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
         return formatted
     raise ChatTemplateError(
         "The chat template of this tokenizer rejects the conversation.",
-        f"{type(first_error).__name__}: {first_error}",
+        f"{type(first_error).__name__}: {' '.join(str(first_error).split())[:300]}",
         "Change the turns, or use dataset.template=plain.",
         code="text.refused-by-chat-template",
+    )
+
+
+def _get_chat_template(tokenizer: Any) -> str:
+    """Return the source of the chat template; of several, the one named `default`.
+
+    Raises:
+        ChatTemplateError: There are several, and none is the default, or it is not text.
+    """
+    try:
+        source = tokenizer.get_chat_template()
+    except Exception as error:  # transformers raises several types
+        why = " ".join(str(error).split())[:300]
+    else:
+        if isinstance(source, str):
+            return source
+        why = f"It is of the type {type(source).__name__}, not a text."
+    raise ChatTemplateError(
+        "This tokenizer has no chat template to use by default.",
+        why,
+        f"Name one 'default' in {_describe_template_file(tokenizer)}, or use dataset.template=plain.",
+        code="text.no-default-chat-template",
     )
 
 

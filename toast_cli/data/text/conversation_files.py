@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from math import floor
 from pathlib import Path
 from typing import Any
 
+from toast_cli.data.paths import resolve_path
 from toast_cli.data.text.conversation_format import (
     ConversationFormat,
     describe_formats,
@@ -90,11 +91,11 @@ class ConversationFile:
 
 
 def read_conversation_files(
-    source: ConversationSource, data_dir: Path | None, options: EntryOptions, taken: Iterable[str] = ()
+    source: ConversationSource, data_dir: Path | None, options: EntryOptions, taken: Container[str] = ()
 ) -> list[ConversationFile]:
     """Read the conversations of a source, one `ConversationFile` for each file or split.
 
-    A file whose name is in `taken` is named by its path.
+    A file whose name is in `taken` has its folder in its name.
 
     Raises:
         UsageError: There is no such file, folder, data set or format.
@@ -105,11 +106,10 @@ def read_conversation_files(
     is_entry = partial(_is_entry, formats=known, renamed=source.renamed)
     read = []
     files = read_entry_files(source.path, data_dir, options, is_entry)
+    place = Path(resolve_path(source.path, data_dir))
     for file in files:
-        found = _convert_entries(file, formats, source)
-        if found.name in taken:
-            found = _convert_entries(EntryFile(source.path, file.entries, file.split, file.notes), formats, source)
-        read.append(found)
+        name = _name_with_folder(file.name, place, taken)
+        read.append(_convert_entries(replace(file, name=name), formats, source))
     if not any(found.conversations for found in read):
         left_out = {name: why for found in read for name, why in found.left_out.items()}
         entries = sum(found.entries for found in read)
@@ -139,6 +139,17 @@ def summarize_left_out(left_out: Mapping[str, str], most: int = 3) -> str:
     """Return the first entries that are left out, with their reasons."""
     more = f" and {len(left_out) - most:,} more" if len(left_out) > most else ""
     return f"{', '.join(f'{name} ({why})' for name, why in islice(left_out.items(), most))}{more}"
+
+
+def _name_with_folder(name: str, place: Path, taken: Container[str]) -> str:
+    """Return the name of a file of a source after as many of the folders of its `place` as make it new.
+
+    Absolute paths would not do: names are in the record of a run, and its data may have moved.
+    """
+    folders = place if place.is_dir() else place.parent
+    while name in taken and folders.name:
+        name, folders = f"{folders.name}/{name}", folders.parent
+    return name
 
 
 def _convert_entries(

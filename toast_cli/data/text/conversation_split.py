@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, SplitKind
+from toast_cli.data.paths import resolve_path
 from toast_cli.data.split_names import SplitNames
 from toast_cli.data.splits import compute_split_hash, hold_out
 from toast_cli.data.text.conversation_files import (
@@ -20,16 +21,18 @@ from toast_cli.data.text.conversation_files import (
     read_conversation_files,
 )
 from toast_cli.data.text.duplicates import (
+    NearTexts,
     compute_text_key,
     count_copies_across_splits,
     find_first_copies,
-    find_near_texts_across_splits,
+    find_near_texts_by_split,
     format_copies_note,
 )
 from toast_cli.data.text.entry_files import EntryOptions
+from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
 from toast_cli.data.text.turns import Conversation
 from toast_cli.registry import CONVERSATION_FORMATS, list_names
-from toast_cli.utils.config import LOCAL_PATH, LOCAL_PATH_KEYS, NamedOptions
+from toast_cli.utils.config import LOCAL_PATH, LOCAL_PATH_KEYS
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import hash_text
 
@@ -40,8 +43,10 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 """How often texts are trained in an epoch."""
 
 
-class ConversationOptions(NamedOptions):
+class ConversationOptions(TextSplitOptions):
     """Options of a file of conversations."""
+
+    TOKEN_FIELDS: ClassVar[tuple[str, ...]] = ("fields", "max_tokens", "template")
 
     path: str = Field(
         min_length=1,
@@ -74,10 +79,6 @@ class ConversationOptions(NamedOptions):
     split_names: SplitNames
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
-    split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
-    group_copies: bool = Field(
-        False, description="keep copies of a text, which may differ in case and spaces, in one split"
-    )
     max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
@@ -121,7 +122,7 @@ class ConversationSplit:
 
 
 def open_conversations(options: ConversationOptions, data_dir: Path | None, format_name: str | None) -> DataSet:
-    """Read the conversations of `path` and `mix` as a data set.
+    """Read the conversations of `path` and `mix` as a data set, and those of `val_path` and `test_path`.
 
     A data set with splits of its own keeps them; those that it lacks are held out of its texts for training.
     Copies of a conversation that are in several splits are counted in the notes. With `group_copies`, they are in one.
@@ -132,26 +133,22 @@ def open_conversations(options: ConversationOptions, data_dir: Path | None, form
         format_name: The format of `path`; None if every entry shows its own.
 
     Raises:
-        UsageError: If a file does not exist.
+        UsageError: If a file does not exist, or two splits are read from the same place.
         ToastError: If a file cannot be read, or has no valid entry or no training conversation.
     """
-    files = _read_files(options, data_dir, format_name)
+    files, notes = _read_files(options, data_dir, format_name)
     conversations = [text for file in files for text in file.conversations]
     keys = [compute_text_key(format_content(text)) for text in conversations]
     parts = _split_conversations(files, keys, options)
     if not parts["train"]:
         raise ToastError(f"{options.path} contains no conversation to train on.", code="text.no-training-text")
     contents = [repr(text.turns) for text in conversations]  # not the entry numbers, which do not change with an edit
-    held = ", ".join(
-        f"{len(indices):,} {name} (split {compute_split_hash([contents[i] for i in indices], [0] * len(indices))})"
-        for name, indices in parts.items()
-    )
-    names = ", ".join(dict.fromkeys(file.name for file in files))
-    notes = [f"{names}: {held}, seed {options.split_seed}"]
+    names = join_names(list(dict.fromkeys(file.name for file in files)))
+    notes = [*_describe_splits(files, parts, contents, options), *notes]
     for file in files:
         notes += file.describe_reading()
     repeated = count_copies_across_splits({name: [keys[i] for i in indices] for name, indices in parts.items()})
-    notes += format_copies_note(repeated, names)
+    notes += format_copies_note(repeated, names, any(file.split in ("val", "test") for file in files))
     splits = {
         name: ConversationSplit(tuple(conversations[i] for i in indices), options)
         for name, indices in parts.items()
@@ -161,7 +158,7 @@ def open_conversations(options: ConversationOptions, data_dir: Path | None, form
     if any(count != 1 for count in repeats.values()):
         splits["train"] = replace(splits["train"], repeats=tuple(repeats[index] for index in parts["train"]))
         notes += _describe_weights(files, repeats)
-    if near := find_near_conversations(splits):
+    if near := find_near_conversations(splits).across_splits:
         later, earlier = next(iter(near.items()))
         count = f"{len(near):,} {'texts of val and test are' if len(near) > 1 else 'text of val and test is'}"
         notes.append(
@@ -176,18 +173,62 @@ def open_conversations(options: ConversationOptions, data_dir: Path | None, form
     return DataSet(classes=(), splits=splits, notes=tuple(notes), left_out=left_out)
 
 
-def _read_files(options: ConversationOptions, data_dir: Path | None, format_name: str | None) -> list[ConversationFile]:
-    """Read the files of `path`, then those of `mix`."""
+def _read_files(
+    options: ConversationOptions, data_dir: Path | None, format_name: str | None
+) -> tuple[list[ConversationFile], list[str]]:
+    """Read the files of `path`, those of `mix`, and those of `val_path` and `test_path`, which are whole splits.
+
+    Return them, with a note for every split of a data set that these replace.
+    """
     entries = EntryOptions(options.subset, options.split_names, options.list_field)
-    files = read_conversation_files(
-        ConversationSource(options.path, format_name, options.weight, options.fields), data_dir, entries
-    )
+    sources = [ConversationSource(options.path, format_name, options.weight, options.fields)]
     for place, weight in options.mix.items():
         name, colon, path = place.partition(":")
         known = bool(colon) and name in list_names(CONVERSATION_FORMATS)
-        source = ConversationSource(path if known else place, name if known else None, weight, options.fields)
-        files += read_conversation_files(source, data_dir, entries, {file.name for file in files})
-    return files
+        sources.append(ConversationSource(path if known else place, name if known else None, weight, options.fields))
+    mixed = [source.path for source in sources[1:]]
+    require_distinct_paths(options, lambda path: resolve_path(path, data_dir), mixed)
+    files: list[ConversationFile] = []
+    notes = []
+    for source in sources:
+        for file in read_conversation_files(source, data_dir, entries, {file.name for file in files}):
+            if file.split in options.own_paths:
+                count = len(file.conversations)
+                notes.append(f"{file.name}: {count:,} texts are not used, as dataset.{file.split}_path replaces them.")
+            else:
+                files.append(file)
+    for part, path in options.own_paths.items():
+        source = ConversationSource(path, format_name, renamed=options.fields)
+        own = read_conversation_files(source, data_dir, entries, {file.name for file in files})
+        files += [replace(file, split=part) for file in own]
+    return files, notes
+
+
+def _describe_splits(
+    files: Sequence[ConversationFile],
+    parts: Mapping[str, Sequence[int]],
+    contents: Sequence[str],
+    options: ConversationOptions,
+) -> list[str]:
+    """Return a note on the texts of the splits of `path` and `mix`, and one for each split with a path of its own."""
+
+    def describe_part(part: str) -> str:
+        indices = parts[part]
+        split_hash = compute_split_hash([contents[i] for i in indices], [0] * len(indices))
+        return f"{len(indices):,} {part} (split {split_hash})"
+
+    def list_names_of(parts: Sequence[str | None]) -> str:
+        return ", ".join(dict.fromkeys(file.name for file in files if file.split in parts))
+
+    own = options.own_paths
+    held = ", ".join(
+        describe_part(part)
+        for part, indices in parts.items()
+        if part not in own and (indices or options.get_fraction(part))
+    )
+    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    notes = [f"{list_names_of([part for part in (None, 'train', 'val', 'test') if part not in own])}: {held}{seed}"]
+    return notes + [f"{list_names_of([part])}: {describe_part(part)}, the whole file" for part in own]
 
 
 def _compute_repeats(files: Sequence[ConversationFile], training: Sequence[int], seed: int) -> dict[int, int]:
@@ -234,8 +275,7 @@ def _split_conversations(
     for has_splits in (False, True):
         indices = [index for index, split in enumerate(given) if split == ("train" if has_splits else None)]
         fractions = {
-            part: 0.0 if has_splits and part in own else getattr(options, f"{part}_fraction")
-            for part in ("val", "test")
+            part: 0.0 if has_splits and part in own else options.get_fraction(part) for part in ("val", "test")
         }
         first = find_first_copies([keys[i] for i in indices] if options.group_copies else range(len(indices)))
         kinds = sorted(set(first))
@@ -257,8 +297,8 @@ def format_content(conversation: Conversation) -> str:
     return "\n".join(f"{turn.role}: {turn.whole}{turn.fields}" for turn in conversation.turns)
 
 
-def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str, str]:
-    """Return the conversations that are nearly the same as one of an earlier split: `part: name` of both.
+def find_near_conversations(splits: Mapping[str, ConversationSplit], within: bool = False) -> NearTexts:
+    """Find the conversations that are nearly the same as an earlier one: `part: name` of both.
 
     Parts that many conversations share, such as a system prompt or the name of a class, are not compared.
     """
@@ -271,4 +311,4 @@ def find_near_conversations(splits: Mapping[str, ConversationSplit]) -> dict[str
             if own := " ".join(piece for piece in pieces if common[hash(piece)] <= MAX_SHARING_CONVERSATIONS):
                 kept[part][0].append(f"{part}: {text.name}")
                 kept[part][1].append(own)
-    return find_near_texts_across_splits(kept)
+    return find_near_texts_by_split(kept, within)

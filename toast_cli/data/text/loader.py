@@ -24,7 +24,7 @@ from toast_cli.data.text.chat_templates import (
     tokenize_conversation,
 )
 from toast_cli.data.text.text_store import memory_map_tokens
-from toast_cli.data.text.token_limits import get_padding_token, limit_tokens, require_known_tokens
+from toast_cli.data.text.token_limits import TokenFindings, get_padding_token, limit_tokens, require_known_tokens
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
@@ -68,13 +68,22 @@ def collate_indexed_texts(items: Sequence[tuple[int, TokenizedText]], pad: int) 
 
 
 class TextLoader:
-    """Loader of tokenized texts. `notes` report truncated texts and texts that were left out."""
+    """Loader of tokenized `texts`. `notes` report truncated texts and texts that were left out.
+
+    `findings` names them; it is None for documents.
+    """
 
     def __init__(
-        self, texts: Sequence[TokenizedText], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
+        self,
+        texts: Sequence[TokenizedText],
+        notes: tuple[str, ...],
+        pad: int,
+        seed: int,
+        batches: BatchOptions,
+        findings: TokenFindings | None = None,
     ) -> None:
-        self.notes = notes
-        self._texts = texts
+        self.notes, self.findings = notes, findings
+        self.texts = texts
         self.skipped: dict[str, str] = {}  # unreadable texts raise an error earlier
         order = SeededShuffleSampler(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
         self._share = ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes)
@@ -90,12 +99,12 @@ class TextLoader:
     @property
     def samples(self) -> int:
         """Number of texts or blocks."""
-        return len(self._texts)
+        return len(self.texts)
 
     @property
     def longest(self) -> int:
         """Number of tokens of the longest text."""
-        return max(len(text.ids) for text in self._texts)
+        return max(len(text.ids) for text in self.texts)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.mask_surplus_labels(self._loader)
@@ -124,7 +133,8 @@ def build_conversation_loader(
     longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
     markers = get_marker_tokens(tokenizer)
     stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
-    texts, truncated, empty, total, rejected = [], 0, 0, 0, []
+    texts, empty, error = [], 0, None
+    findings = TokenFindings(longest)
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
     repeats = split.repeats if split.repeats and batches.augment else (1,) * len(split)
@@ -133,10 +143,10 @@ def build_conversation_loader(
         conversation = split.load(index)
         try:
             samples = tokenize_conversation(conversation.turns, tokenizer, options.template)
-        except ChatTemplateError as error:
-            rejected.append(error)
+        except ChatTemplateError as raised:
+            error = error or raised
+            findings.rejected[conversation.name] = f"{raised.what} {raised.why}".rstrip(". ")
             continue
-        total += len(samples)
         spelled += controls.is_spelled_in(*(f"{turn.whole}{turn.fields}" for turn in conversation.turns))
         for ids, labels in samples:
             require_known_tokens(ids, tokenizer, limits, conversation.name)
@@ -144,14 +154,16 @@ def build_conversation_loader(
                 answers += 1
                 if stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
                     endless.append(tokenizer.decode(answer[-3:]))
-            truncated += len(ids) > longest
+            findings.add(conversation.name, len(ids))
             ids, labels = ids[:longest], labels[:longest]
             if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
+                findings.unlearnable.append(conversation.name)
             else:
                 texts += [TokenizedText(ids, labels, list(range(len(ids))))] * repeats[index]
-    if len(rejected) == len(used):
-        raise rejected[0]
+    rejected, total = len(findings.rejected), len(findings.lengths)
+    if error is not None and rejected == len(used):
+        raise error
     if not texts:
         raise ToastError(
             f"None of {len(used):,} texts has a token to learn within the first {longest} tokens.",
@@ -159,12 +171,10 @@ def build_conversation_loader(
             code="text.nothing-to-learn",
         )
     notes = [] if note is None else [note]
-    if rejected:
-        why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
-        notes.append(f"{len(rejected):,} of {len(used):,} texts were left out: {why}.")
-    if total > len(used) - len(rejected):
+    notes += findings.describe_rejected(len(used))
+    if total > len(used) - rejected:
         notes.append(
-            f"{len(used) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
+            f"{len(used) - rejected:,} conversations became {total:,} texts, because the chat template formats "
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
     notes += _format_spelled_note(spelled, len(used))
@@ -173,14 +183,15 @@ def build_conversation_loader(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
             f"{endless[0]!r}: generation cannot stop there, and continues to its limit of new tokens."
         )
-    if truncated:
+    if truncated := sum(length > longest for length in findings.lengths):
         notes.append(f"{truncated:,} of {total:,} texts were truncated to {longest} tokens.")
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
         texts = pack_texts(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
-    return TextLoader(texts, tuple(notes), get_padding_token(tokenizer, limits), loader.seed, batches)
+    pad = get_padding_token(tokenizer, limits)
+    return TextLoader(texts, tuple(notes), pad, loader.seed, batches, findings)
 
 
 def build_document_loader(
@@ -206,7 +217,7 @@ def build_document_loader(
         nonlocal spelled
         spelled += sum(map(controls.is_spelled_in, texts))
 
-    stream = memory_map_tokens(_tokenize_documents(split, tokenizer, limits, watch))
+    stream = memory_map_tokens(tokenize_documents(split, tokenizer, limits, watch))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -235,12 +246,12 @@ def _format_spelled_note(count: int, total: int) -> list[str]:
     ]
 
 
-def _tokenize_documents(
-    split: DocumentSplit, tokenizer: Any, limits: TextLimits, watch: Callable[[list[str]], None]
+def tokenize_documents(
+    split: DocumentSplit, tokenizer: Any, limits: TextLimits, watch: Callable[[list[str]], object] = len
 ) -> Iterator[array[int]]:
     """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call.
 
-    `watch` is called with the documents of each call.
+    `watch` is called with the documents of each call; the default ignores them.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []
