@@ -54,7 +54,11 @@ class ConversationOptions(NamedOptions):
     group_copies: bool = Field(
         False, description="keep copies of a text, which may differ in case and spaces, in one split"
     )
-    max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
+    max_tokens: int = Field(
+        2048,
+        ge=8,
+        description="maximum number of tokens, within those that the model reads; longer texts are cut and counted",
+    )
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
         description="format of the turns: chat for the tokenizer's chat template, plain for headings, stanford for "

@@ -16,6 +16,7 @@ from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
+    find_end_text,
     find_end_tokens,
     get_control_tokens,
     get_marker_tokens,
@@ -121,10 +122,11 @@ def build_conversation_loader(
         ToastError: If the chat template rejects all texts, no text has a token to learn, or the model lacks a token.
     """
     options = split.options
-    longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
+    longest = min(options.max_tokens, limits.window or options.max_tokens)
     markers = get_marker_tokens(tokenizer)
     stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
-    texts, truncated, empty, total, rejected = [], 0, 0, 0, []
+    end_text = find_end_text(tokenizer, options.template)
+    texts, too_long, empty, total, rejected = [], [], 0, 0, []
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
     for index in range(len(split)):
@@ -140,9 +142,12 @@ def build_conversation_loader(
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
                 answers += 1
-                if stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                if not stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                    continue
+                if end_text is None or not tokenizer.decode(answer).rstrip().endswith(end_text):
                     endless.append(tokenizer.decode(answer[-3:]))
-            truncated += len(ids) > longest
+            if len(ids) > longest:
+                too_long.append(len(ids))
             ids, labels = ids[:longest], labels[:longest]
             if all(label == IGNORE_INDEX for label in labels[1:]):
                 empty += 1
@@ -156,7 +161,7 @@ def build_conversation_loader(
             what_to_do="Raise dataset.max_tokens." if longest == options.max_tokens else "Shorten the prompts.",
             code="text.nothing-to-learn",
         )
-    notes = [] if note is None else [note]
+    notes = []
     if rejected:
         why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
         notes.append(f"{len(rejected):,} of {len(split):,} texts were left out: {why}.")
@@ -171,8 +176,17 @@ def build_conversation_loader(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
             f"{endless[0]!r}: generation cannot stop there, and continues to its limit of new tokens."
         )
-    if truncated:
-        notes.append(f"{truncated:,} of {total:,} texts were truncated to {longest} tokens.")
+    if end_text is not None:
+        notes.append(
+            f"Answers end with the text {end_text!r}, for which the tokenizer has no token: generation stops at this "
+            "text."
+        )
+    if too_long:
+        limit = "dataset.max_tokens" if longest == options.max_tokens else "the positions that the model reads"
+        notes.append(
+            f"{len(too_long):,} of {total:,} texts were truncated to {longest:,} tokens ({limit}); the longest has "
+            f"{max(too_long):,}."
+        )
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
