@@ -70,7 +70,7 @@ def test_what_is_cut_and_what_is_left_out_is_said(here: Path, model: Path) -> No
     limit = toast(
         "tune", *chosen, "--dry-run", "dataset.test_fraction=0", "dataset.val_fraction=0", "dataset.max_tokens=128"
     )
-    assert "10 of 30 texts were truncated to 128 tokens." in limit.out
+    assert "10 of 30 texts were truncated to 128 tokens (dataset.max_tokens); the longest has " in limit.out
     assert "5 of 30 texts were left out" in limit.out
     assert "10 of 30 texts were truncated to 256 tokens." in said.out  # the positions of the model
 
