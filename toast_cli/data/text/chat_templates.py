@@ -183,6 +183,7 @@ def _encode_turns(
     """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
     chat = uses_chat_template(tokenizer, template)
     controls = get_control_tokens(tokenizer, template)
+    begin = "" if chat else tokenizer.bos_token or ""
     turns = [
         replace(
             turn,
@@ -198,12 +199,12 @@ def _encode_turns(
     def write_prompt(head: str) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
-            new = controls.encode(head[len(before) :], tokenizer)
+            new = controls.encode(head[len(before) :], tokenizer, before)
         else:
             samples.append(([], []))
             ids, labels = samples[-1]
-            new = controls.encode(head, tokenizer)
-            new = new if chat else _add_begin(new, tokenizer)
+            new = controls.encode(head, tokenizer, begin)
+            new = _add_begin(new, tokenizer) if begin else new
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -226,7 +227,7 @@ def _encode_turns(
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head)
-        answer = controls.encode(whole[len(head) :], tokenizer)
+        answer = controls.encode(whole[len(head) :], tokenizer, head)
         samples[-1][0].extend(answer)
         samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
         before = whole
@@ -268,6 +269,27 @@ def find_end_tokens(tokenizer: Any, template: str) -> frozenset[int]:
         list_end_markers(answer, tokenizer, markers) for _, labels in samples for answer in split_answers(labels)
     )
     return frozenset(ending[0] for ending in endings if ending)
+
+
+def find_end_text(tokenizer: Any, template: str | None) -> str | None:
+    """Return the text with which the format ends an answer; None if that is a token, or nothing but blanks.
+
+    A tokenizer without the tokens of its chat template, such as one to which a template was added, spells them.
+    """
+    if template is None or find_end_tokens(tokenizer, template):
+        return None
+    try:
+        answers = [
+            _format_turns(_PROBE[: number + 1], tokenizer, template).removeprefix(
+                format_prompt(_PROBE[:number], tokenizer, template)
+            )
+            for number in (1, 3)
+        ]
+    except ChatTemplateError:
+        return None
+    first, second = (reversed(answer) for answer in answers)
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(character for character, _ in common)[::-1].strip() or None
 
 
 def split_answers(labels: Sequence[int]) -> list[list[int]]:
@@ -392,7 +414,7 @@ def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
         if turn.role == "system":
             system.append(turn.text)
         elif turn.role == "user" and system:
-            merged.append(Turn("user", "\n\n".join([*system, turn.text]), turn.material))
+            merged.append(replace(turn, text="\n\n".join([*system, turn.text])))
             system = []
         else:
             merged.append(turn)

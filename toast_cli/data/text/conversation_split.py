@@ -79,7 +79,11 @@ class ConversationOptions(TextSplitOptions):
     split_names: SplitNames
     val_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out to select the epoch")
     test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the conversations held out for testing")
-    max_tokens: int = Field(512, ge=8, description="maximum number of tokens; longer texts are truncated and counted")
+    max_tokens: int = Field(
+        2048,
+        ge=8,
+        description="maximum number of tokens, within those that the model reads; longer texts are cut and counted",
+    )
     template: Literal["auto", "chat", "plain", "stanford"] = Field(
         "auto",
         description="format of the turns: chat for the tokenizer's chat template, plain for headings, stanford for "

@@ -233,7 +233,7 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Cou
             code="data.unreadable-file",
         ) from error
     finally:
-        # Threads of Arrow that still read ahead when Python exits abort the process (apache/arrow #45214).
+        # Threads of Arrow that still read ahead when Python exits abort the process (huggingface/datasets #7566).
         del entries
         gc.collect()
 

@@ -16,6 +16,7 @@ from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
+    find_end_text,
     find_end_tokens,
     get_control_tokens,
     get_marker_tokens,
@@ -130,9 +131,10 @@ def build_conversation_loader(
         ToastError: If the chat template rejects all texts, no text has a token to learn, or the model lacks a token.
     """
     options = split.options
-    longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
+    longest = min(options.max_tokens, limits.window or options.max_tokens)
     markers = get_marker_tokens(tokenizer)
     stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
+    end_text = find_end_text(tokenizer, options.template)
     texts, empty, error = [], 0, None
     findings = TokenFindings(longest)
     answers, endless = 0, []
@@ -152,7 +154,9 @@ def build_conversation_loader(
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
                 answers += 1
-                if stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                if not stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                    continue
+                if end_text is None or not tokenizer.decode(answer).rstrip().endswith(end_text):
                     endless.append(tokenizer.decode(answer[-3:]))
             findings.add(conversation.name, len(ids))
             ids, labels = ids[:longest], labels[:longest]
@@ -170,8 +174,7 @@ def build_conversation_loader(
             what_to_do="Raise dataset.max_tokens." if longest == options.max_tokens else "Shorten the prompts.",
             code="text.nothing-to-learn",
         )
-    notes = [] if note is None else [note]
-    notes += findings.describe_rejected(len(used))
+    notes = findings.describe_rejected(len(used))
     if total > len(used) - rejected:
         notes.append(
             f"{len(used) - rejected:,} conversations became {total:,} texts, because the chat template formats "
@@ -183,8 +186,13 @@ def build_conversation_loader(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
             f"{endless[0]!r}: generation cannot stop there, and continues to its limit of new tokens."
         )
-    if truncated := sum(length > longest for length in findings.lengths):
-        notes.append(f"{truncated:,} of {total:,} texts were truncated to {longest} tokens.")
+    if end_text is not None:
+        notes.append(
+            f"Answers end with the text {end_text!r}, for which the tokenizer has no token: generation stops at this "
+            "text."
+        )
+    limit = "dataset.max_tokens" if longest == options.max_tokens else "the positions that the model reads"
+    notes += findings.describe_truncated(limit)
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:

@@ -85,6 +85,16 @@ class TokenFindings:
         if tokens > self.limit:
             self.truncated[name] = max(tokens, self.truncated.get(name, 0))
 
+    def describe_truncated(self, reason: str) -> list[str]:
+        """Return a note on the texts that are truncated; `reason` names what sets the limit."""
+        truncated = sum(length > self.limit for length in self.lengths)
+        if not truncated:
+            return []
+        return [
+            f"{truncated:,} of {len(self.lengths):,} texts were truncated to {self.limit:,} tokens ({reason}); the "
+            f"longest has {max(self.lengths):,}."
+        ]
+
     def describe_rejected(self, total: int) -> list[str]:
         """Return a note on the conversations, of `total`, that the chat template rejects."""
         if not self.rejected:
