@@ -26,7 +26,6 @@ from tests.language import instructions, make_model, make_tokenizer, write_json
 from toast_cli.backbones.base import TextLimits
 from toast_cli.data.audit.check_texts import check_texts
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
@@ -36,6 +35,7 @@ from toast_cli.data.text.chat_templates import (
     tokenize_conversation,
 )
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
+from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.token_limits import get_padding_token
 from toast_cli.data.text.turns import Conversation, Turn

@@ -13,8 +13,8 @@ import pytest
 
 from tests.language import write_json
 from toast_cli.data.base import DataSet
-from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.data.text.json_lines import read_json_lines, read_json_list
 from toast_cli.data.text.turns import Turn
 from toast_cli.utils.errors import ToastError

@@ -23,6 +23,37 @@ def model(here: Path) -> Path:
     return make_model(here / "model", chat=True)
 
 
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+TOOL_TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}</s>{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}</s>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def ask_weather(day: int) -> dict[str, Any]:
+    """A conversation with a call of a tool, and an answer that is not learned."""
+    call = {"function": {"name": "weather", "arguments": json.dumps({"day": day})}}
+    return {
+        "tools": [TOOL],
+        "messages": [
+            {"role": "user", "content": f"Hello {day * 7919}"},
+            {"role": "assistant", "content": "Hi", "weight": 0},
+            {"role": "user", "content": f"Warm on day {day}?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": f"{day * 104729} degrees"},
+            {"role": "assistant", "content": "Yes."},
+        ],
+    }
+
+
+def set_chat_template(model: Path, template: str) -> None:
+    """Replace the chat template of a model."""
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+
+
 def rejecting(word: str) -> str:
     """A chat template that fails on a text with a word."""
     return (
@@ -34,6 +65,7 @@ def rejecting(word: str) -> str:
 def test_other_texts_are_measured_whole_and_as_the_run_was_trained(here: Path, model: Path) -> None:
     chosen = ["--backbone", f"llama:{model}", "--dataset", "alpaca:train.json", "--method", "toast-lite"]
     own = ["dataset.val_path=val.json", "dataset.test_path=test.json", "dataset.template=plain"]
+    own.append("dataset.max_tokens=48")
     done = toast("tune", *chosen, "--output-dir", here / "run", *own, "training.epochs=1", "training.batch_size=10")
     assert done.code == 0, done.err
     results = json.loads((here / "run" / "results.json").read_text())
@@ -46,7 +78,7 @@ def test_other_texts_are_measured_whole_and_as_the_run_was_trained(here: Path, m
 
     other = measure("--dataset", "alpaca:test.json")
     assert other["split"] == "all" and (other["measured"]["texts"], other["measured"]["of"]) == (6, 6)
-    assert any("256 positions" in note for note in other["measured"]["notes"])
+    assert any("truncated to 48 tokens (dataset.max_tokens)" in note for note in other["measured"]["notes"])
     assert other["all"]["loss"] == pytest.approx(results["test"]["loss"], rel=1e-5)  # the same texts and format
     assert other["warnings"] == []
     assert measure()["measured"]["texts"] == 6 and measure()["split"] == "test"
@@ -71,9 +103,7 @@ def test_other_texts_are_measured_whole_and_as_the_run_was_trained(here: Path, m
 
 
 def test_data_check_names_the_texts_that_a_model_does_not_learn_whole(here: Path, model: Path) -> None:
-    config = json.loads((model / "tokenizer_config.json").read_text())
-    (model / "chat_template.jinja").unlink(missing_ok=True)
-    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": rejecting("odd")}))
+    set_chat_template(model, rejecting("odd"))
     ordinary = [{"instruction": f"{number * 7919} {number * 104729}?", "output": "yes"} for number in range(10)]
     texts = [
         *ordinary,
@@ -109,7 +139,7 @@ def test_data_check_names_the_texts_that_a_model_does_not_learn_whole(here: Path
         assert line in shown.out
     assert "ZeroDivisionError" in shown.out and "Traceback" not in shown.out + shown.err
     # A template that fails on every text is one message for all splits.
-    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ nobody.name.first }}"}))
+    set_chat_template(model, "{{ nobody.name.first }}")
     failing = toast("data", "check", "alpaca:train.json", "--backbone", f"llama:{model}", "--json")
     assert failing.code == 1 and sum("UndefinedError" in each for each in json.loads(failing.out)["problems"]) == 1
     tuned = toast("tune", "--backbone", f"llama:{model}", "--dataset", "alpaca:train.json", "--output-dir", here / "r")
@@ -166,3 +196,38 @@ def test_data_show_prints_texts_as_tokens(here: Path, model: Path) -> None:
 @pytest.mark.usefixtures("model")
 def test_options_of_the_other_kind_of_data_are_refused(arguments: list[str], words: str, code: str) -> None:
     toast("data", "show", *arguments).fails(2, words, error=code)
+
+
+def test_conversations_with_tools_are_tuned_checked_shown_and_measured(here: Path, model: Path) -> None:
+    set_chat_template(model, TOOL_TEMPLATE)
+    write_json(here / "chat.json", [ask_weather(number) for number in range(12)])
+    write_json(here / "more.json", ENTRIES[:6])
+    write_json(here / "held.json", [{"prompt": f"Is it {word}?", "completion": "no"} for word in ("wet", "dry", "hot")])
+    write_json(here / "new.json", [ask_weather(number) for number in range(11, 16)])
+    chosen = ["messages:chat.json", "--backbone", f"llama:{model}", "dataset.mix={more.json: 2}"]
+    chosen += ["dataset.val_path=held.json", "dataset.test_fraction=0"]
+    checked = toast("data", "check", *chosen, "--json")
+    report = json.loads(checked.out)
+    assert checked.code == 0 and not report["problems"], (checked.err, report)
+    assert {part: found["texts"] for part, found in report["splits"].items()} == {"train": 18, "val": 3}
+    for name, form in (("chat", "messages (12"), ("more", "alpaca (6"), ("held", "pairs (3")):
+        assert any(note.startswith(f"Format of {name}.json: {form} entries)") for note in report["notes"])
+    shown = json.loads(toast("data", "show", *chosen, "--texts", "18", "--json").out)["texts"]
+    learned = ["".join(token["text"] for token in text["tokens"] if token["trained"]) for text in shown]
+    assert sorted(learned) == sorted([f'[weather {{"day": {day}}}]</s>Yes.</s>' for day in range(12)] + ["yes</s>"] * 6)
+    train = ["tune", "--dataset", *chosen, "--method", "toast-lite", "--output-dir", here / "run"]
+    done = toast(*train, "training.epochs=1", "training.batch_size=8")
+    assert done.code == 0, done.err
+    assert "more.json, weight 2: an epoch has 12 texts, 6 of its 6 training texts." in done.err
+    other = json.loads(toast("eval", "--run", here / "run", "--dataset", "messages:new.json", "--json").out)
+    assert other["split"] == "all" and (other["measured"]["texts"], other["measured"]["of"]) == (5, 5)
+    assert other["warnings"] == [
+        "1 of 5 texts are among those that the model was trained on, so the results say little about new texts."
+    ]
+    for name, part in (("more.json", "train"), ("held.json", "val")):
+        kept = (here / name).read_text()
+        (here / name).write_text(kept.replace("yes", "maybe").replace("no", "maybe"))
+        changed = toast("tune", "--resume", here / "run", "training.epochs=2")
+        changed.fails(1, f"{part}: ", f"{name}, entry 1", error="resume.changed-data")
+        (here / name).write_text(kept)
+    assert toast("tune", "--resume", here / "run", "training.epochs=2").code == 0

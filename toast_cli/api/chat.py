@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from toast_cli.data.text.messages import ROLES, parse_message, parse_tools
+from toast_cli.data.text.formats.messages import ROLES, parse_message, parse_tools
 from toast_cli.data.text.turns import Turn
 from toast_cli.utils.errors import UsageError
 

@@ -24,8 +24,8 @@ from toast_cli.data.text.chat_templates import (
 )
 from toast_cli.data.text.conversation_format import load_formats
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.formats.messages import MessagesOptions, open_messages
 from toast_cli.data.text.loader import build_conversation_loader
-from toast_cli.data.text.messages import MessagesOptions, open_messages
 from toast_cli.data.text.turns import Turn, to_messages
 from toast_cli.storage.run_folder import WorkingFolders
 from toast_cli.training.data.recorded_paths import _find_key

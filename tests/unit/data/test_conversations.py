@@ -10,9 +10,9 @@ import torch
 
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.chat_templates import ChatTemplateError, format_prompt, tokenize_conversation
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
+from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.data.text.loader import TextLoader, TokenizedText, build_conversation_loader, collate_texts, pack_texts
 from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.utils.constants import IGNORE_INDEX

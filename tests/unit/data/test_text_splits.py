@@ -11,8 +11,9 @@ import pytest
 from tests.language import instructions, write_json
 from toast_cli.data.base import DataSet
 from toast_cli.data.identity import describe_data_differences, identify_data
-from toast_cli.data.text.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
+from toast_cli.data.text.formats.messages import MessagesOptions, open_messages
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -80,8 +81,37 @@ def test_entries_that_are_left_out_are_named_with_their_file(files: Path) -> Non
 def test_files_of_one_name_are_told_apart(files: Path) -> None:
     (files / "held").mkdir()
     write_json(files / "held" / "train.json", instructions(43)[40:])
-    names = open_files(files, val_path="held/train.json").splits["val"].names  # type: ignore[attr-defined]
-    assert names[0] == "held/train.json, entry 1"
+    for path in ("held/train.json", str(files / "held" / "train.json")):  # a run may be opened from another folder
+        names = open_files(files, val_path=path).splits["val"].names  # type: ignore[attr-defined]
+        assert names[0] == "held/train.json, entry 1"
+    for folder, word in (("a", "one"), ("b", "two")):
+        (files / folder).mkdir()
+        for number in (1, 2):
+            write_json(files / folder / f"{number}.json", [{"instruction": f"{word} {number}", "output": "yes"}])
+    mixed = open_files(files, mix={"a": 1, "b": 1}, val_fraction=0, test_fraction=0)
+    assert mixed.splits["train"].names[40:] == [  # type: ignore[attr-defined]
+        f"{name}.json, entry 1" for name in ("1", "2", "b/1", "b/2")
+    ]
+
+
+def test_a_path_of_a_split_replaces_the_split_of_a_data_set_and_takes_all_files_of_a_folder(files: Path) -> None:
+    for folder, parts in (("own", ("train", "validation", "test")), ("held", ("train", "test"))):
+        (files / folder).mkdir()
+        for place, part in enumerate(parts):
+            texts = [{"prompt": f"{folder} {part} {number}", "completion": "yes"} for number in range(3 + place)]
+            write_json(files / folder / f"{part}.json", texts)
+    options = MessagesOptions(path="own", val_path="held")
+    data = open_messages(options, files)
+    assert count(data) == {"train": 3, "val": 7, "test": 5}
+    assert "validation.json: 4 texts are not used, as dataset.val_path replaces them." in data.notes
+    assert any(
+        note.startswith("held/test.json, held/train.json: 7 val (split ") and note.endswith(", the whole files")
+        for note in data.notes
+    )
+    assert not {text.turns for text in data.splits["val"].conversations} & {  # type: ignore[attr-defined]
+        text.turns
+        for text in data.splits["train"].conversations  # type: ignore[attr-defined]
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,6 +119,8 @@ def test_files_of_one_name_are_told_apart(files: Path) -> None:
     [
         ({"val_path": "train.json"}, "data.same-path"),
         ({"val_path": "val.json", "test_path": "./val.json"}, "data.same-path"),
+        ({"mix": {"alpaca:val.json": 1}, "val_path": "val.json"}, "data.same-path"),
+        ({"mix": {"./train.json": 2}}, "data.same-path"),
         ({"val_path": "gone.json"}, "data.missing-file"),
         ({"test_path": "empty.json"}, "text.no-conversations"),
     ],

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.backbones.base import TextLimits
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.loader import build_conversation_loader
 from toast_cli.data.text.token_preview import preview_texts, split_token_texts
 from toast_cli.utils.constants import IGNORE_INDEX

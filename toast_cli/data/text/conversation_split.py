@@ -204,7 +204,7 @@ def _read_files(
     for part, path in options.own_paths.items():
         source = ConversationSource(path, format_name, renamed=options.fields)
         own = read_conversation_files(source, data_dir, entries, {file.name for file in files})
-        files += [replace(file, split=part) for file in own]
+        files += [file if file.split == "unused" else replace(file, split=part) for file in own]
     return files, notes
 
 
@@ -221,9 +221,6 @@ def _describe_splits(
         split_hash = compute_split_hash([contents[i] for i in indices], [0] * len(indices))
         return f"{len(indices):,} {part} (split {split_hash})"
 
-    def list_names_of(parts: Sequence[str | None]) -> str:
-        return ", ".join(dict.fromkeys(file.name for file in files if file.split in parts))
-
     own = options.own_paths
     held = ", ".join(
         describe_part(part)
@@ -231,8 +228,12 @@ def _describe_splits(
         if part not in own and (indices or options.get_fraction(part))
     )
     seed = f", seed {options.split_seed}" if options.holds_out else ""
-    notes = [f"{list_names_of([part for part in (None, 'train', 'val', 'test') if part not in own])}: {held}{seed}"]
-    return notes + [f"{list_names_of([part])}: {describe_part(part)}, the whole file" for part in own]
+    names = {part: [file.name for file in files if file.split == part] for part in own}
+    whole = {part: "the whole file" if len(listed) == 1 else "the whole files" for part, listed in names.items()}
+    return [
+        f"{', '.join(file.name for file in files if file.split not in own)}: {held}{seed}",
+        *(f"{', '.join(names[part])}: {describe_part(part)}, {whole[part]}" for part in own),
+    ]
 
 
 def _compute_repeats(files: Sequence[ConversationFile], training: Sequence[int], seed: int) -> dict[int, int]:

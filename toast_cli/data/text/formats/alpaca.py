@@ -17,7 +17,7 @@ from toast_cli.data.text.conversation_format import (
     require_text,
 )
 from toast_cli.data.text.conversation_split import ConversationOptions, open_conversations
-from toast_cli.data.text.messages import parse_tools
+from toast_cli.data.text.formats.messages import parse_tools
 from toast_cli.data.text.turns import Turn
 
 

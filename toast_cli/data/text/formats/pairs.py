@@ -13,7 +13,7 @@ from toast_cli.data.text.conversation_format import (
     require_field,
     require_text,
 )
-from toast_cli.data.text.messages import list_unused_in_messages, parse_message, parse_tools
+from toast_cli.data.text.formats.messages import list_unused_in_messages, parse_message, parse_tools
 from toast_cli.data.text.turns import Role, Turn
 
 

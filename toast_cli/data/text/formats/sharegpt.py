@@ -20,7 +20,7 @@ from toast_cli.data.text.conversation_format import (
     require_text,
 )
 from toast_cli.data.text.conversation_split import ConversationOptions, open_conversations
-from toast_cli.data.text.messages import parse_call, parse_tools, parse_weight
+from toast_cli.data.text.formats.messages import parse_call, parse_tools, parse_weight
 from toast_cli.data.text.turns import Role, Turn, dump_json
 
 ROLES_BY_SPEAKER: dict[str, Role] = {
