@@ -7,8 +7,9 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, takewhile
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
             formatted answer.
     """
     samples = _encode_turns(turns, tokenizer, template, prompt=False)
-    return [sample for sample in samples if any(label != IGNORE_INDEX for label in sample[1])]
+    return [sample for sample in samples if sample[1].count(IGNORE_INDEX) < len(sample[1])]
 
 
 def _encode_turns(
@@ -294,7 +295,7 @@ def find_end_text(tokenizer: Any, template: str | None) -> str | None:
 
 def split_answers(labels: Sequence[int]) -> list[list[int]]:
     """Return the learned tokens of every answer."""
-    return [list(run) for learned, run in groupby(labels, lambda label: label != IGNORE_INDEX) if learned]
+    return [list(run) for learned, run in groupby(labels, partial(ne, IGNORE_INDEX)) if learned]
 
 
 def list_end_markers(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> list[int]:
@@ -391,8 +392,8 @@ def _find_omitted(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping
         for call in calls:
             if call["function"]["name"] not in text:
                 return f"the call of the tool '{call['function']['name']}'"
-        is_written = content in text or dump_json(content)[1:-1] in text
-        if not is_written and (message["role"] == "tool" or calls):
+        concerns_tools = message["role"] == "tool" or calls
+        if concerns_tools and content not in text and dump_json(content)[1:-1] not in text:
             return "the answer of a tool" if message["role"] == "tool" else "the text beside the call of a tool"
     last = messages[-1] if messages else {}
     thoughts = (last.get(name, "") for name in ("reasoning_content", "thinking"))

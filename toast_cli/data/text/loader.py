@@ -160,7 +160,8 @@ def build_conversation_loader(
                     endless.append(tokenizer.decode(answer[-3:]))
             findings.add(conversation.name, len(ids))
             ids, labels = ids[:longest], labels[:longest]
-            if all(label == IGNORE_INDEX for label in labels[1:]):
+            after_first = labels[1:]  # nothing predicts the first token
+            if after_first.count(IGNORE_INDEX) == len(after_first):
                 empty += 1
                 findings.unlearnable.append(conversation.name)
             else:
