@@ -190,11 +190,13 @@ def _rename(entry: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]
     Raises:
         ValueError: A field would replace another one.
     """
+    if not renamed:
+        return entry
     names = {name: renamed.get(name, name) for name in entry}
     twice = next((name for name, count in Counter(names.values()).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"dataset.fields gives it two fields '{twice}'")
-    return {names[name]: value for name, value in entry.items()} if renamed else entry
+    return {names[name]: value for name, value in entry.items()}
 
 
 def _is_entry(entry: Mapping[str, Any], formats: Mapping[str, ConversationFormat], renamed: Mapping[str, str]) -> bool:
