@@ -387,13 +387,14 @@ def _find_omitted(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping
         if tool["function"]["name"] not in text:
             return f"the tool '{tool['function']['name']}'"
     for message in messages:
-        content = message["content"].strip()
         calls = message.get("tool_calls", ())
+        if message["role"] != "tool" and not calls:
+            continue
         for call in calls:
             if call["function"]["name"] not in text:
                 return f"the call of the tool '{call['function']['name']}'"
-        concerns_tools = message["role"] == "tool" or calls
-        if concerns_tools and content not in text and dump_json(content)[1:-1] not in text:
+        content = message["content"].strip()
+        if content not in text and dump_json(content)[1:-1] not in text:
             return "the answer of a tool" if message["role"] == "tool" else "the text beside the call of a tool"
     last = messages[-1] if messages else {}
     thoughts = (last.get(name, "") for name in ("reasoning_content", "thinking"))

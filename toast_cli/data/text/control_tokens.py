@@ -89,7 +89,7 @@ class ControlTokens:
 
 
 def _tokenize(text: str, tokenizer: Any, **options: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids)
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False, **options))
 
 
 def find_control_tokens(tokenizer: Any, written: str, chat_template: str) -> ControlTokens:
