@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from toast_cli.data.splits import UnsplitDataOptions as UnsplitDataOptions
     from toast_cli.data.splits import make_train_val_splits as make_train_val_splits
     from toast_cli.data.splits import make_train_val_test_splits as make_train_val_test_splits
-    from toast_cli.data.text.conversation_split import Conversation as Conversation
+    from toast_cli.data.text.conversation_format import ConversationFormat as ConversationFormat
     from toast_cli.data.text.conversation_split import ConversationSplit as ConversationSplit
-    from toast_cli.data.text.conversation_split import Turn as Turn
+    from toast_cli.data.text.turns import Conversation as Conversation
+    from toast_cli.data.text.turns import Turn as Turn
     from toast_cli.export.base import ExportFormat as ExportFormat
     from toast_cli.export.base import ExportRequest as ExportRequest
     from toast_cli.export.base import ExportRunner as ExportRunner
@@ -90,7 +91,9 @@ _NAMES = {
     "toast_cli.data.images.labelled_files": "FileSplit",
     "toast_cli.data.procedural": "ProceduralSplit",
     "toast_cli.data.splits": "SplitOptions UnsplitDataOptions make_train_val_splits make_train_val_test_splits",
-    "toast_cli.data.text.conversation_split": "Conversation ConversationSplit Turn",
+    "toast_cli.data.text.conversation_format": "ConversationFormat",
+    "toast_cli.data.text.conversation_split": "ConversationSplit",
+    "toast_cli.data.text.turns": "Conversation Turn",
     "toast_cli.export.base": "ExportFormat ExportRequest ExportRunner Outputs",
     "toast_cli.export.graph": "build_graph_metadata suppress_exporter_logs trace_model",
     "toast_cli.methods.adapted_model": "AdaptedModel",

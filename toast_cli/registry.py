@@ -23,6 +23,7 @@ TASKS = "toast.tasks"
 SOURCES = "toast.data"
 EXPORTS = "toast.export"
 METRICS = "toast.metrics"
+CONVERSATION_FORMATS = "toast.conversations"
 
 GROUP_TYPES = {
     BACKBONES: "Card",
@@ -32,6 +33,7 @@ GROUP_TYPES = {
     SOURCES: "DataSource",
     EXPORTS: "ExportFormat",
     METRICS: "Metric",
+    CONVERSATION_FORMATS: "ConversationFormat",
 }
 """The class in `toast_cli.plugin` of what each group registers. Given by name, as this module imports none of them."""
 
@@ -43,6 +45,7 @@ _GROUP_LABELS = {
     SOURCES: "data set",
     EXPORTS: "export format",
     METRICS: "metric",
+    CONVERSATION_FORMATS: "format of conversations",
 }
 
 

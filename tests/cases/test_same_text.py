@@ -17,9 +17,9 @@ from tests.language import instructions, make_model, write_json
 from toast_cli.data.audit.check_texts import check_texts
 from toast_cli.data.base import DataSet
 from toast_cli.data.splits import hold_out
-from toast_cli.data.text import alpaca
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
 from toast_cli.data.text.duplicates import compute_minimum_hashes, compute_text_key, find_near_texts
+from toast_cli.data.text.formats import alpaca
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "ll", "x")]
 

@@ -13,10 +13,10 @@ import pytest
 
 from tests.language import write_json
 from toast_cli.data.base import DataSet
-from toast_cli.data.text import alpaca, sharegpt
-from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
+from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.data.text.json_lines import read_json_lines, read_json_list
+from toast_cli.data.text.turns import Turn
 from toast_cli.utils.errors import ToastError
 
 PLAIN = {"instruction": "Add.", "input": "1 and 2", "output": "3"}
@@ -65,7 +65,7 @@ TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 def test_the_system_prompt_of_a_conversation_is_its_first_turn_and_is_not_given_twice() -> None:
     said, system = [Turn("user", "a"), Turn("assistant", "b")], Turn("system", "S")
     own = {"from": "system", "value": "S"}
-    parse = sharegpt.parse_sharegpt_entry
+    parse = sharegpt.parse_sharegpt_turns
     assert parse({"system": "S", "conversations": TALK}) == [system, *said]
     assert parse({"system": "S", "conversations": [own, *TALK]}) == [system, *said]
     assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, *said]
@@ -88,8 +88,12 @@ def open_as(source: str, entries: list[dict[str, Any]], folder: Path) -> DataSet
         ("alpaca", {**PLAIN, "id": 7, "weight": 0.5}, ["'id' of 3 entries", "'weight' of 3 entries"]),
         ("alpaca", {**PLAIN, "tags": [], "note": None, "text": ""}, []),
         ("alpaca", {**PLAIN, "weight": 0}, ["'weight' of 3 entries"]),
-        ("sharegpt", {"conversations": TALK, "tools": "[]", "id": "x"}, ["'tools' of 3", "'id' of 3"]),
-        ("sharegpt", {"conversations": [{**TALK[0], "weight": 0}, TALK[1]]}, ["'conversations.weight' of 3"]),
+        ("sharegpt", {"conversations": TALK, "tools": "[]", "id": "x"}, ["'id' of 3"]),
+        (
+            "sharegpt",
+            {"conversations": [{**TALK[0], "weight": 1}, TALK[1]]},
+            ["'conversations.weight' of another"],
+        ),
         ("sharegpt", {"conversations": [TALK[1], *TALK]}, ["the answer before the first question of 3"]),
         ("sharegpt", {"conversations": [*TALK, TALK[0]]}, ["the question after the last answer of 3"]),
         ("sharegpt", {"conversations": TALK, "system": "S"}, []),
@@ -111,7 +115,7 @@ def test_what_is_not_used_is_counted_and_named(
     [
         (
             {"messages": [{"role": "user", "content": "a"}]},
-            ("'conversations' is missing", "'messages' was found", "'from'"),
+            ("'conversations' is missing", "found 'messages'"),
         ),
         ({"dialogue": [], "id": 1}, ("'conversations' is missing", "'dialogue', 'id'")),
         ({"conversations": [{"role": "user", "content": "a"}]}, ("'from' is missing", "'role', 'content'")),
@@ -119,7 +123,7 @@ def test_what_is_not_used_is_counted_and_named(
 )
 def test_fields_of_another_format_are_named(entry: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="is missing") as caught:
-        sharegpt.parse_sharegpt_entry(entry)
+        sharegpt.parse_sharegpt_turns(entry)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -143,15 +147,12 @@ def test_a_file_in_another_encoding_is_to_be_saved_as_utf8(tmp_path: Path, encod
 @pytest.mark.parametrize(
     ("source", "content", "words"),
     [
-        ("alpaca", [{"messages": [{"role": "user", "content": "a"}]}], "'role' to 'from'"),
-        ("alpaca", [{"conversations": TALK}], "--dataset sharegpt:"),
-        ("sharegpt", [PLAIN], "--dataset alpaca:"),
-        ("alpaca", {"data": [PLAIN]}, "jq '.[\"data\"]'"),
-        ("alpaca", {"version": 1, "my rows": [PLAIN]}, "The entries are in 'my rows'"),
-        ("sharegpt", {"data": [{"conversations": TALK}]}, "The entries are in 'data'"),
-        ("alpaca", [{"question": "a", "answer": "b"}], "'instruction' (alpaca)"),
+        ("alpaca", [{"messages": [{"role": "user", "content": "a"}]}], "'messages': use --dataset messages:"),
+        ("alpaca", [{"conversations": TALK}], "'sharegpt': use --dataset messages:"),
+        ("sharegpt", [PLAIN], "'alpaca': use --dataset messages:"),
+        ("alpaca", [{"question": "a", "answer": "b"}], "'instruction' and 'output' (alpaca)"),
         ("alpaca", [{"instruction": "a"}], ""),
-        ("alpaca", ["a"], "'instruction' (alpaca)"),
+        ("alpaca", ["a"], "'instruction' and 'output' (alpaca)"),
     ],
 )
 def test_a_file_of_another_format_says_what_to_do(

@@ -30,7 +30,7 @@ from toast_cli.training.plan import method_costs, throughput
 from toast_cli.utils.errors import ToastError
 
 PAGES = ROOT / "docs/how-to/extend"
-PLUGINS = ("data-source", "backbone", "method", "metric", "task", "export-format")
+PLUGINS = ("data-source", "conversation-format", "backbone", "method", "metric", "task", "export-format")
 DEMO = ["--device", "cpu", "--dataset", "demo", *TINY_DEMO, "training.epochs=1", "training.warmup_epochs=0"]
 
 
@@ -99,6 +99,16 @@ def test_the_data_source_is_checked_and_the_method_tunes_on_it(here: Path) -> No
     assert json.loads((here / "run/results.json").read_text())["samples"] == {"train": 16, "val": 4}
     assert "name: norms\n  biases: false" in (here / "run/recipe.yaml").read_text()
     toast("tune", "--dataset", "array:none.npz", "--backbone", "vit_demo").fails(2, "There is no file")
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_format_of_conversations_is_detected(here: Path) -> None:
+    entries: list[Any] = [{"topic": f"Name bird {number}.", "replies": ["Wren.", "Owl."]} for number in range(40)]
+    (here / "forum.json").write_text(json.dumps([*entries, {"topic": "Why?", "replies": []}]))
+    said = toast("data", "check", "messages:forum.json", "--data-dir", here)
+    printed = " ".join(said.out.split())
+    assert "Format of forum.json: forum (40 entries)." in printed, said.err
+    assert "the replies after the first of 40 entries" in printed and "no answer to learn" in printed
 
 
 @pytest.mark.usefixtures("installed")

@@ -70,9 +70,9 @@ def test_what_is_cut_and_what_is_left_out_is_said(here: Path, model: Path) -> No
     limit = toast(
         "tune", *chosen, "--dry-run", "dataset.test_fraction=0", "dataset.val_fraction=0", "dataset.max_tokens=128"
     )
-    assert "10 of 30 texts were truncated to 128 tokens." in limit.out
+    assert "10 of 30 texts were truncated to 128 tokens (dataset.max_tokens); the longest has " in limit.out
     assert "5 of 30 texts were left out" in limit.out
-    assert "10 of 30 texts were truncated to 256 tokens." in said.out  # the positions of the model
+    assert "10 of 30 texts were truncated to 256 tokens (the positions that the model reads)" in said.out
 
 
 def test_nothing_left_to_learn_is_an_error_before_a_run_folder_is_made(here: Path, model: Path, data: Path) -> None:

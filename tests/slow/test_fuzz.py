@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save
 from tests.cli.conftest import toast
 from tests.peak import forget_peak, peak
 from toast_cli.data.images.decode import open_image
-from toast_cli.data.text import alpaca, sharegpt
+from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.export import verification_worker
 from toast_cli.export.read_checkpoint import read_checkpoint
 from toast_cli.recipe import builtin

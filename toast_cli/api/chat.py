@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast, get_args
+from typing import Any, TypeAlias
 
-from toast_cli.data.text.conversation_split import Role, Turn
+from toast_cli.data.text.formats.messages import ROLES, parse_message, parse_tools
+from toast_cli.data.text.turns import Turn
 from toast_cli.utils.errors import UsageError
 
-Message: TypeAlias = "Mapping[str, str]"
-"""A chat message as in transformers: `role` ("system", "user" or "assistant") and `content`."""
+Message: TypeAlias = "Mapping[str, Any]"
+"""A chat message as in transformers: `role` ("system", "user", "assistant" or "tool") and `content`."""
 
 
-def to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
-    """Convert a text or a list of messages to turns.
+def to_turns(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[Turn]:
+    """Convert a text or a list of messages to turns, after one that declares the tools.
 
     Raises:
-        UsageError: The prompt is neither, or a message is invalid.
+        UsageError: The prompt is neither, or a message or a tool is invalid.
     """
     if not isinstance(prompt, str | Sequence):
         raise UsageError(
@@ -24,20 +25,30 @@ def to_turns(prompt: str | Sequence[Message]) -> list[Turn]:
             what_to_do='Pass "..." or [{"role": "user", "content": "..."}].',
             code="text.not-a-prompt",
         )
-    return [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
+    messages = [Turn("user", prompt)] if isinstance(prompt, str) else [_to_turn(message) for message in prompt]
+    try:
+        declared = parse_tools({"tools": [dict(tool) for tool in tools or ()]})
+    except ValueError as error:
+        raise UsageError(
+            f"Invalid tools: {error}.",
+            what_to_do='Write a tool as {"type": "function", "function": {"name": ..., "parameters": ...}}.',
+            code="text.not-a-tool",
+        ) from error
+    return [*declared, *messages]
 
 
 def _to_turn(message: Message) -> Turn:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if isinstance(role, str) and role not in ROLES:
+        raise UsageError(
+            f"Unknown role '{role}'.", what_to_do=f"Known roles: {', '.join(ROLES)}.", code="text.unknown-role"
+        )
     try:
-        role, text = message["role"], message["content"]
-    except (KeyError, TypeError) as error:
+        return parse_message(dict(message))
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"Invalid message: {message!r}.",
-            what_to_do='Write it as {"role": "user", "content": "..."}.',
+            f"{error}." if isinstance(error, ValueError) else "",
+            'Write it as {"role": "user", "content": "..."}.',
             code="text.not-a-message",
         ) from error
-    if role not in get_args(Role):
-        raise UsageError(
-            f"Unknown role '{role}'.", what_to_do=f"Known roles: {', '.join(get_args(Role))}.", code="text.unknown-role"
-        )
-    return Turn(cast("Role", role), text)

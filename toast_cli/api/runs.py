@@ -15,7 +15,7 @@ from toast_cli.api.steered import Steered
 from toast_cli.data.python_data import PythonData
 from toast_cli.evaluation.answer_files import write_answer_files
 from toast_cli.evaluation.evaluate_run import evaluate_run
-from toast_cli.evaluation.open_run import RunRequest
+from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
 from toast_cli.evaluation.training_figures import TrainingFigures
 from toast_cli.recipe.lookup import resolve_recipe, resolve_recorded_backbone
 from toast_cli.recipe.parse import set_data_source
@@ -157,7 +157,7 @@ def tune(
 def evaluate(
     run: str | Path,
     dataset: Any = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     data_dir: str | Path | None = None,
     weights: str | Path | None = None,
@@ -174,7 +174,7 @@ def evaluate(
     Args:
         run: Run folder, adapter folder or exported file.
         dataset: Name of a data set, or the data, as for `tune`; default: that of the run.
-        split: "train", "val" or "test".
+        split: "train", "val", "test" or "all"; default: "test", and of texts given by `dataset`, all of them.
         data_dir: Root folder of the data sets.
         weights: Backbone weights to use instead of those in the recipe.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -191,7 +191,7 @@ def evaluate(
         Path(run),
         dataset if data is None else None,
         None if data_dir is None else str(data_dir),
-        split,
+        split or DEFAULT_SPLIT,
         None if weights is None else str(weights),
         device,
         precision,

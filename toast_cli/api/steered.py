@@ -306,13 +306,18 @@ class Steered(nn.Module):
         return Attention(torch.cat(first), _join(last), _join(similarity))
 
     def generate(
-        self, prompt: str | Sequence[Message], on_text: Callable[[str], Any] | None = None, **settings: Any
+        self,
+        prompt: str | Sequence[Message],
+        on_text: Callable[[str], Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
     ) -> str:
         """Return a language model's answer to a prompt.
 
         Args:
             prompt: A text, or the messages of a conversation: `[{"role": "user", "content": "Hi"}, ...]`.
             on_text: Called with each piece of text as it is generated.
+            tools: Descriptions of functions that the model may call, for its chat template.
             settings: Generation options of transformers, e.g. `max_new_tokens` (default 256), `do_sample`,
                 `temperature`, `num_beams`, `stop_strings`.
 
@@ -321,7 +326,7 @@ class Steered(nn.Module):
                 or a setting requests more than one text.
         """
         with self._use_evaluation_mode():
-            return TextGenerator(self.model, self._template).answer(to_turns(prompt), on_text, **settings)
+            return TextGenerator(self.model, self._template).answer(to_turns(prompt, tools), on_text, **settings)
 
     def generate_all(
         self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any

@@ -70,6 +70,9 @@ SplitKind = Literal["images", "pixels", "stream", "conversations", "documents"]
 """Contents of a split, which decide its loader: labelled images, images with a label for every pixel, images that can
 only be read in sequence, conversations, or running text."""
 
+TEXT_KINDS: frozenset[SplitKind] = frozenset(("conversations", "documents"))
+"""The kinds of splits of texts."""
+
 
 class Split(Protocol):
     """An ordered set of samples. A split of anything except labelled images has an attribute `kind`.

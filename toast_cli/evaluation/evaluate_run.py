@@ -8,7 +8,8 @@ from typing import Any, cast
 from toast_cli.data.base import BatchLoader, DataSet
 from toast_cli.data.paths import get_dataset_label
 from toast_cli.data.subset import ChainedSplit
-from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, open_run, open_session
+from toast_cli.evaluation.measured_texts import describe_learned_texts, describe_measured_texts
+from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, choose_split, open_run, open_session
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
@@ -44,7 +45,7 @@ def evaluate_run(
             the model has no class per image or pixel, or it cannot be used with `flips`.
         ToastError: the data set has classes that the model does not know, or the run or its data cannot be loaded.
     """
-    run, split = open_run(request), request.split
+    run = open_run(request)
     if flips:
         require_mirrorable(run.model.objective)
     if evaluation is not None:
@@ -52,10 +53,14 @@ def evaluate_run(
     if require_classes and not answers_with_classes(run.model.objective):
         raise make_no_classes_error(run)
     session, recipe = open_session(run, reporter), run.recipe
+    split = choose_split(request, session.data)
     parts = tuple(session.data.splits) if split == ALL_SPLITS else (split,)
     samples = session.data.splits[split] if split in parts else ChainedSplit(tuple(session.data.splits.values()))
     with_attention = all(map(session.can_measure_attention, parts))
     loaders = {part: session.make_loader(part, with_masks=with_attention) for part in parts}
+    measured = describe_measured_texts(session.data, split, parts, loaders)
+    for note in measured.get("measured", {}).get("notes", ()):
+        reporter.report_message(note)
     predictions, meter = SamplePredictions(), run.model.objective.evaluation_meter()
     metrics = evaluate_model(
         run.model,
@@ -76,6 +81,7 @@ def evaluate_run(
     warnings = describe_weak_classes(split, meter.class_counts(), session.data.classes)
     if request.dataset is None and {"train", "val"} & set(parts):
         warnings.append(f"{split}: the model was trained on train and selected on val, so only test is unseen.")
+    warnings += describe_learned_texts(request, session.data, parts)
     return {
         "run": str(request.path),
         "backbone": recipe.backbone.name,
@@ -83,6 +89,7 @@ def evaluate_run(
         "data": get_dataset_label(recipe.dataset),
         "method": recipe.method.name,
         "split": split,
+        **measured,
         **({} if request.alpha is None else {"alpha": request.alpha}),
         **({"evaluation": recipe.task.evaluation} if hasattr(recipe.task, "evaluation") else {}),
         **({"test_time_flips": DESCRIPTION} if flips else {}),

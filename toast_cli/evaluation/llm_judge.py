@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.json_lines import read_json_lines
+from toast_cli.data.text.turns import Turn
 from toast_cli.storage.checksums import append_checksummed_line, read_checksummed_lines
 from toast_cli.utils.errors import ToastError, UsageError
 

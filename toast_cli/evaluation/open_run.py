@@ -11,10 +11,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from toast_cli.data.base import DataSet
+from toast_cli.data.base import TEXT_KINDS, DataSet, get_split_kind
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
+from toast_cli.data.text.split_options import TextSplitOptions, hold_out_nothing
 from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data, require_fitting_task
@@ -33,6 +34,9 @@ from toast_cli.utils.errors import ToastError, UsageError
 ALL_SPLITS = "all"
 """The split of a request for every split together, which only the evaluation of metrics supports."""
 
+DEFAULT_SPLIT = "default"
+"""The split of a request that names none: test; of other texts than the run's, all of them (see `choose_split`)."""
+
 NEEDS_CLASS_NAMES = (
     "data.no-train-split",
     "data.too-few-classes",
@@ -46,8 +50,8 @@ NEEDS_CLASS_NAMES = (
 class RunRequest:
     """A request to open a run; fields that are None come from the run's recipe.
 
-    `split` may be `ALL_SPLITS`. `alpha` scales the feedback signals. `data` is data given in Python, instead of a data
-    set's name.
+    `split` may be `ALL_SPLITS` or `DEFAULT_SPLIT`. `alpha` scales the feedback signals. `data` is data given in
+    Python, instead of a data set's name.
     """
 
     path: Path
@@ -85,7 +89,7 @@ def open_run(request: RunRequest) -> OpenedRun:
     if not (request.dataset or request.data_dir or request.data):
         own = find_recorded_paths(loaded.recipe, request.path)
     if request.dataset is not None:
-        fields["dataset"] = _keep_label_columns(request.dataset, loaded.recipe)
+        fields["dataset"] = _build_dataset_section(request, loaded.recipe)
     if request.data is not None and loaded.recipe.dataset.name != PYTHON_DATA:
         fields["dataset"] = PYTHON_DATA
     recipe = replace_recipe_fields(own, **fields)
@@ -96,13 +100,22 @@ def open_run(request: RunRequest) -> OpenedRun:
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
 
 
-def _keep_label_columns(choice: str, recipe: Recipe) -> dict[str, Any]:
-    """Return the section of another data set of the run's source, with the run's options for labels and numbers."""
-    section: dict[str, Any] = expand_shorthand("dataset", choice)
+def _build_dataset_section(request: RunRequest, recipe: Recipe) -> dict[str, Any]:
+    """Return the section of the request's data set, with the run's options for labels, numbers and tokens.
+
+    If the request names no split, nothing is held out of texts, so that all of them are measured.
+    """
+    assert request.dataset is not None
+    section: dict[str, Any] = expand_shorthand("dataset", request.dataset)
     own = recipe.dataset.model_dump(mode="json")
     kept = ("label_column", *recipe.plugins.dataset.task_by_option)
     if section["name"] == own["name"] and any(own.get(name) is not None for name in kept[1:]):
         section |= {name: own[name] for name in kept}
+    other = replace_recipe_fields(recipe, dataset=section).dataset
+    if isinstance(other, TextSplitOptions) and isinstance(recipe.dataset, TextSplitOptions):
+        section |= {name: own[name] for name in other.TOKEN_FIELDS if name in recipe.dataset.TOKEN_FIELDS}
+    if isinstance(other, TextSplitOptions) and request.split == DEFAULT_SPLIT:
+        section = hold_out_nothing(section)
     return section
 
 
@@ -141,7 +154,8 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
         UsageError: the split does not exist.
         ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
-    data, split = open_run_data(run, reporter), run.request.split
+    data = open_run_data(run, reporter)
+    split = choose_split(run.request, data)
     if split != ALL_SPLITS and split not in data.splits:
         raise UsageError(
             f"The data set has no split '{split}'.",
@@ -156,6 +170,18 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
             if (changed := describe_changed_split(run.request.path, part, data)) is not None:
                 reporter.report_message(f"{changed} Its results cannot be compared with those of the run.")
     return Session(run.recipe, data, run.model, run.accelerator)
+
+
+def choose_split(request: RunRequest, data: DataSet) -> str:
+    """Return the split that a request measures.
+
+    If it names none, that is test. Of other texts than the run's, it is all of them, unless their source has a test
+    split of its own: then nothing was held out for one.
+    """
+    if request.split != DEFAULT_SPLIT:
+        return request.split
+    is_text = any(get_split_kind(split) in TEXT_KINDS for split in data.splits.values())
+    return ALL_SPLITS if request.dataset is not None and is_text and "test" not in data.splits else "test"
 
 
 def open_run_data(run: OpenedRun, reporter: Reporter) -> DataSet:

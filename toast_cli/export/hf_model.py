@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils import cached_file
 
+from toast_cli.data.text.chat_templates import find_end_text
 from toast_cli.model.generation import find_stop_tokens
 from toast_cli.model.model import Model
 from toast_cli.storage.adapter import FULL_MODEL_FILE as WEIGHTS
@@ -200,8 +201,9 @@ class ToastForCausalLM(_ToastPreTrainedModel, GenerationMixin):
         return self.model.backbone.module.get_output_embeddings()
 
     def generate(self, *arguments: Any, **settings: Any) -> Any:
-        """Generate token ids, as `GenerationMixin.generate`."""
+        """Generate token ids, as `GenerationMixin.generate`; texts at which it stops need no `tokenizer`."""
         self._writer.generation_config = self.generation_config  # the user may have replaced it
+        settings.setdefault("tokenizer", self.model.backbone.tokenizer)
         return self._writer.generate(*arguments, **settings)
 
 
@@ -235,6 +237,9 @@ def build_generation_config(model: Model, template: str | None) -> Any:
     if tokenizer is not None:
         stops = find_stop_tokens(tokenizer, template, config.eos_token_id)
         config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+        if (end_text := find_end_text(tokenizer, template)) is not None:
+            own_texts = config.stop_strings or ()
+            config.stop_strings = [*((own_texts,) if isinstance(own_texts, str) else own_texts), end_text]
     return config
 
 

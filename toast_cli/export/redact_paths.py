@@ -54,7 +54,7 @@ def _redact_paths(value: Any) -> Any:
             else _PATH_IN_NAME.sub(lambda found: found[1] + _get_last_part(found[2]), value)
         )
     if isinstance(value, Mapping):
-        return {name: _redact_paths(each) for name, each in value.items()}
+        return {_redact_paths(name): _redact_paths(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_redact_paths(each) for each in value]
     return value

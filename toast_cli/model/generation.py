@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from toast_cli.data.text import chat_templates
-from toast_cli.data.text.chat_templates import find_end_tokens
-from toast_cli.data.text.conversation_split import Turn
+from toast_cli.data.text.chat_templates import find_end_text, find_end_tokens
 from toast_cli.data.text.token_limits import get_padding_token, require_known_tokens, require_room
+from toast_cli.data.text.turns import Turn
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
@@ -84,6 +84,7 @@ class TextGenerator:
         self.tokenizer = backbone.require_tokenizer()
         self.limits = backbone.text_limits
         self.stop_tokens = find_stop_tokens(self.tokenizer, template, generator.generation_config.eos_token_id)
+        self.stop_text = find_end_text(self.tokenizer, template)
         self.template = template
         self.notice = notice
         self._generator = generator
@@ -110,9 +111,7 @@ class TextGenerator:
                 what_to_do="Use num_beams=1.",
                 code="text.cannot-stream",
             )
-        if on_text is not None:
-            settings["streamer"] = _build_streamer(self.tokenizer, on_text, self._set_stop_tokens(settings))
-        return self._generate_texts([self.encode_prompt(turns)], settings)[0]
+        return self._generate_texts([self.encode_prompt(turns)], settings, on_text)[0]
 
     @torch.no_grad()
     def answer_all(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
@@ -159,8 +158,10 @@ class TextGenerator:
         require_room(ids, self.limits, name)
         return ids
 
-    def _generate_texts(self, prompts: Sequence[list[int]], chosen: dict[str, Any]) -> list[str]:
-        """Return the text generated after each prompt, in one batch."""
+    def _generate_texts(
+        self, prompts: Sequence[list[int]], chosen: dict[str, Any], on_text: Callable[[str], Any] | None = None
+    ) -> list[str]:
+        """Return the text generated after each prompt, in one batch; `on_text` is called with the pieces of a text."""
         for name, allowed in _SINGLE_TEXT_SETTINGS.items():
             if chosen.get(name) not in allowed:
                 raise UsageError(
@@ -172,29 +173,40 @@ class TextGenerator:
         longest = max(map(len, prompts))
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=self._device)
         real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        ends = self._set_stop_tokens(chosen)
+        ends, stop_text = self._set_stops(chosen)
+        if on_text is not None:
+            chosen["streamer"] = _build_streamer(self.tokenizer, on_text, ends, stop_text)
         if "generation_config" not in chosen:
             chosen.setdefault("pad_token_id", pad)
         if not _LENGTH_SETTINGS & chosen.keys():
             chosen["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
         if "max_new_tokens" in chosen:
             chosen["max_new_tokens"] = self._limit_new_tokens(longest, chosen["max_new_tokens"])
-        if chosen.get("stop_strings") is not None:
-            chosen["tokenizer"] = self.tokenizer
+        chosen["tokenizer"] = self.tokenizer  # for texts at which generation stops
         generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
         answers = (takewhile(lambda token: token not in ends, row[longest:].tolist()) for row in generated)
-        return [self.tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+        texts = [self.tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+        return texts if stop_text is None else [text.partition(stop_text)[0] for text in texts]
 
-    def _set_stop_tokens(self, chosen: dict[str, Any]) -> frozenset[int]:
-        """Add the tokens at which generation stops to the settings, unless they have some; return those that apply."""
+    def _set_stops(self, chosen: dict[str, Any]) -> tuple[frozenset[int], str | None]:
+        """Add what ends an answer to the settings, unless they have end tokens; return the tokens and text that apply.
+
+        Texts at which generation stops as well, `stop_strings`, remain.
+        """
         config: Any = chosen.get("generation_config")
+        given = "eos_token_id" in chosen or (config is not None and config.eos_token_id is not None)
         if config is None:
             chosen.setdefault("eos_token_id", self.stop_tokens or None)
-        elif config.eos_token_id is None:
+        elif not given:
             chosen["generation_config"] = config = deepcopy(config)
             config.eos_token_id = self.stop_tokens or None
         own = None if config is None else config.eos_token_id
-        return frozenset(to_token_list(chosen.get("eos_token_id", own)))
+        ends = frozenset(to_token_list(chosen.get("eos_token_id", own)))
+        if given or self.stop_text is None:
+            return ends, None
+        others = chosen.get("stop_strings") or (config or self._generator.generation_config).stop_strings or ()
+        chosen["stop_strings"] = [*((others,) if isinstance(others, str) else others), self.stop_text]
+        return ends, self.stop_text
 
     def _limit_new_tokens(self, prompt: int, limit: int) -> int:
         """Return the largest number of new tokens after a prompt of `prompt` tokens: `limit`, or what fits."""
@@ -208,15 +220,23 @@ class TextGenerator:
         return window - prompt
 
 
-def _build_streamer(tokenizer: Any, on_text: Any, ends: Container[int]) -> Any:
+def _build_streamer(tokenizer: Any, on_text: Any, ends: Container[int], stop_text: str | None) -> Any:
     from transformers import TextStreamer
 
     class CallbackStreamer(TextStreamer):
+        held = ""
+
         def put(self, value: Any) -> None:
             if self.next_tokens_are_prompt or int(value) not in ends:
                 super().put(value)
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            text, self.held = self.held + text, ""
+            if stop_text is not None and stop_text in text:
+                text, self.held = text[: text.index(stop_text)], stop_text  # nothing after it is passed on
+            elif stop_text is not None and not stream_end:
+                begun = next((n for n in range(len(stop_text) - 1, 0, -1) if text.endswith(stop_text[:n])), 0)
+                text, self.held = text[: len(text) - begun], text[len(text) - begun :]
             if text:
                 on_text(text)
 

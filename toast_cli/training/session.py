@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from toast_cli.model.recipe_data import build_batches, choose_task, require_fitt
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.continuation.start import Start, initialize_model
+from toast_cli.training.data.packing import check_packing
 from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
 from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
@@ -47,6 +48,7 @@ class Session:
     model: Model
     accelerator: Accelerator
     start: Start | None = None
+    _packing_is_checked: bool = field(default=False, init=False, repr=False)
 
     @property
     def batch_size(self) -> int:
@@ -54,7 +56,15 @@ class Session:
         return self.recipe.training.eval_batch_size or self.recipe.training.batch_size
 
     def make_loader(self, split: str, *, train: bool = False, with_masks: bool = False) -> BatchLoader:
-        """Return a loader of a split, which shuffles and augments only with `train`."""
+        """Return a loader of a split, which shuffles and augments only with `train`.
+
+        Raises:
+            UsageError: texts are to be packed, and the model mixes those of a block.
+            ToastError: see `build_batches`.
+        """
+        if train and getattr(self.recipe.dataset, "packing", False) and not self._packing_is_checked:
+            check_packing(self.model)
+            self._packing_is_checked = True
         size = self.recipe.training.batch_size if train else self.batch_size
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         views = self.recipe.training.cache_views if self.recipe.training.cache and train else None

@@ -23,6 +23,9 @@ Switch = Annotated[bool, BeforeValidator(_parse_switch)]
 LOCAL_PATH: JsonDict = {"format": "path"}
 """`json_schema_extra` of a field that names a file or a folder, so that it is found again from another folder."""
 
+LOCAL_PATH_KEYS: JsonDict = {"propertyNames": {"format": "path"}}
+"""`json_schema_extra` of a field whose keys name files or folders; a word and a colon may be before a path."""
+
 
 class OrAuto:
     """Annotation of a numeric setting that may also be `auto`. Add it after the bounds of the number.
@@ -62,6 +65,11 @@ class NamedOptions(BaseOptions):
     """A section of a recipe. Its `name` selects the plugin that defines the other fields."""
 
     name: str
+
+    @classmethod
+    def list_path_key_fields(cls) -> list[str]:
+        """Return the names of the fields whose keys name files or folders."""
+        return [name for name, field in cls.model_fields.items() if field.json_schema_extra == LOCAL_PATH_KEYS]
 
     @classmethod
     def list_path_fields(cls) -> list[str]:

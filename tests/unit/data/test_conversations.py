@@ -10,10 +10,11 @@ import torch
 
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text import alpaca, sharegpt
 from toast_cli.data.text.chat_templates import ChatTemplateError, format_prompt, tokenize_conversation
-from toast_cli.data.text.conversation_split import Conversation, ConversationOptions, ConversationSplit, Turn
+from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
+from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.data.text.loader import TextLoader, TokenizedText, build_conversation_loader, collate_texts, pack_texts
+from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -135,7 +136,7 @@ def test_an_input_follows_its_instruction() -> None:
 
 def test_a_conversation_that_begins_with_an_answer_begins_with_the_question_after_it() -> None:
     said = [{"from": "gpt", "value": "?"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    assert sharegpt.parse_sharegpt_entry({"conversations": said}) == [Turn("user", "a"), Turn("assistant", "b")]
+    assert sharegpt.parse_sharegpt_turns({"conversations": said}) == [Turn("user", "a"), Turn("assistant", "b")]
 
 
 @pytest.mark.parametrize(

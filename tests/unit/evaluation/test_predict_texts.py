@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.conftest import toast
 from tests.unit.evaluation.predicting import Interruption
-from toast_cli.data.text.conversation_split import Turn
 from toast_cli.data.text.prompts import read_prompts
+from toast_cli.data.text.turns import Turn
 from toast_cli.evaluation.open_run import RunRequest
 from toast_cli.evaluation.prediction.predict import PredictionRequest, PredictionResult, predict_images
 from toast_cli.training.reporter import Reporter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +83,9 @@ def run_data_check(
     """
     from toast_cli import registry
     from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.cli.output.data_report import print_image_report, print_missing
     from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.texts import print_text_report
     from toast_cli.data.audit.check import check_dataset
     from toast_cli.data.audit.check_texts import check_texts
     from toast_cli.data.images.files import MissingFilesError
@@ -104,7 +106,8 @@ def run_data_check(
         report |= {"missing": missing, "problems": problems, "what_to_do": error.what_to_do}
     else:
         _require_outside_data(out, chosen, folder, opened)
-        model = None if backbone is None else _build_text_backbone(opened, backbone, weights)
+        model = None if backbone is None else _open_text_backbone(opened, backbone, weights)
+        report |= {} if opened.classes else {"backbone": backbone}
         with TerminalReporter() as reporter:
             report |= (
                 check_dataset(opened, reporter.track_progress)
@@ -116,7 +119,9 @@ def run_data_check(
     if as_json:
         print_json(report)
     else:
-        printer = _print_missing if "missing" in report else _print_report if report["classes"] else _print_text_report
+        printer = (
+            print_missing if "missing" in report else print_image_report if report["classes"] else print_text_report
+        )
         printer(report)
         if out is not None:
             print_line(f"Report: {out}")
@@ -132,8 +137,13 @@ def show_dataset(
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. images.augment=crop-flip."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone to prepare the images for. Its weights are not loaded.")
-    ] = "vit_b16",
+        str | None,
+        typer.Option(
+            help="Backbone to prepare the images for, or language model whose tokens are shown. Its weights are not "
+            "loaded. [default for images: vit_b16]"
+        ),
+    ] = None,
+    weights: options.WeightsOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="Built-in recipe or YAML file. Its data set is replaced by SOURCE.")
     ] = None,
@@ -141,6 +151,7 @@ def show_dataset(
     images: Annotated[
         int | None, typer.Option(min=1, max=400, help="Number of images. [default: 25, or 6 with --augmented]")
     ] = None,
+    texts: Annotated[int | None, typer.Option(min=1, max=400, help="Number of texts. [default: 3]")] = None,
     augmented: Annotated[
         bool,
         typer.Option(
@@ -151,15 +162,21 @@ def show_dataset(
     views: Annotated[int, typer.Option(min=1, max=20, help="With --augmented: number of epochs.")] = 6,
     seed: Annotated[int | None, typer.Option(help="Random seed for selection and augmentation.")] = None,
     data_dir: options.DataDirOption = None,
-    out: Annotated[Path, typer.Option(help="Output image (PNG).")] = Path("contact-sheet.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="Output image (PNG), of images only. [default: contact-sheet.png]")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Write a contact sheet of images as the model sees them.
+    """Write a contact sheet of images, or print texts, as the model sees them.
 
-    The images are resized, cropped, and augmented if the split is train. With --augmented, each image has a row of
-    views that shows what the augmentation of the recipe does.
+    Images are resized, cropped, and augmented if the split is train. With --augmented, each image has a row of views
+    that shows what the augmentation of the recipe does.
+
+    Texts are printed as the tokens of the model of --backbone, with a bar between tokens. Lines of tokens that are
+    trained begin with 'trained'; special tokens are in double angle brackets.
     """
-    from toast_cli.cli.output.console import err, print_line
+    from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.data.base import get_image_splits
     from toast_cli.data.open_source import open_source
     from toast_cli.recipe.lookup import resolve_recipe
@@ -171,10 +188,9 @@ def show_dataset(
             what_to_do="Leave one of them out.",
             code="cli.conflicting-options",
         )
-    _require_free_output(out, ".png", force)
     resolved = resolve_recipe(
         recipe=recipe,
-        backbone=backbone,
+        backbone=backbone or "vit_b16",
         dataset=source,
         weights="none",
         data_dir=data_dir,
@@ -187,14 +203,21 @@ def show_dataset(
     chosen = resolved.recipe
     folder = Path(chosen.data_dir).expanduser() if chosen.data_dir else None
     opened = open_source(chosen.plugins.dataset, chosen.dataset, folder)
-    splits = get_image_splits(opened, source)
-    _require_outside_data(out, chosen.dataset, folder, opened)
-    if split not in splits:
+    if split not in opened.splits:
         raise UsageError(
             f"Data set '{source}' has no split '{split}'.",
-            what_to_do=f"Available splits: {', '.join(splits)}.",
+            what_to_do=f"Available splits: {', '.join(opened.splits)}.",
             code="data.unknown-split",
         )
+    image_options = {"--images": images, "--augmented": augmented or None, "--out": out}
+    _refuse_options(image_options if not opened.classes else {"--texts": texts, "--weights": weights}, source)
+    if not opened.classes:
+        _show_texts(opened, split, backbone, weights, texts or 3, chosen.seed, as_json)
+        return
+    out = out or Path("contact-sheet.png")
+    _require_free_output(out, ".png", force)
+    get_image_splits(opened, source)
+    _require_outside_data(out, chosen.dataset, folder, opened)
 
     from toast_cli.visualize.data_preview import draw_augmentation_sheet, draw_contact_sheet
     from toast_cli.visualize.figure_output import save_figure
@@ -208,7 +231,85 @@ def show_dataset(
     save_figure(sheet, out, dpi=140)
     for note in opened.messages:
         print_line(note, err)
-    print_line(f"Contact sheet: {out}")
+    if as_json:
+        print_json({"contact_sheet": str(out), "notes": list(opened.messages)})
+    else:
+        print_line(f"Contact sheet: {out}")
+
+
+def _refuse_options(given: Mapping[str, Any], source: str) -> None:
+    """Refuse options of the other kind of data.
+
+    Raises:
+        UsageError: one is given.
+    """
+    from toast_cli.utils.errors import UsageError
+
+    for name, value in given.items():
+        if value is not None:
+            kinds = ("texts", "images") if name in ("--texts", "--weights") else ("images", "texts")
+            raise UsageError(
+                f"{name} is for {kinds[0]}, and '{source}' has {kinds[1]}.",
+                what_to_do="Leave it out.",
+                code="cli.conflicting-options",
+            )
+
+
+def _open_text_backbone(data: DataSet, backbone: str, weights: str | None) -> Any:
+    """Return a language model that takes no memory: it has no weights, unless its tokenizer comes only with them.
+
+    Raises:
+        UsageError: the data set has images.
+        ToastError: there is no such model.
+    """
+    import torch
+
+    from toast_cli import registry
+    from toast_cli.utils.errors import UsageError
+
+    if data.classes:
+        raise UsageError(
+            "--backbone is for texts, and the data set has images.",
+            what_to_do="Leave --backbone out.",
+            code="cli.conflicting-options",
+        )
+    card = registry.load_backbone_card(backbone)
+    if weights is not None and Path(weights).expanduser().is_dir():
+        card = registry.load_backbone_card(f"{card.family}:{Path(weights).expanduser()}")
+    with torch.device("meta"):
+        built = card.build(card.options(name=card.name, weights="none"))
+    if built.tokenizer is None and built.tokenizer_error is None:
+        built = card.build(card.options(name=backbone, weights=weights))
+    return built
+
+
+def _show_texts(
+    opened: DataSet, split: str, backbone: str | None, weights: str | None, count: int, seed: int, as_json: bool
+) -> None:
+    """Print texts of a split as the tokens of a model.
+
+    Raises:
+        UsageError: no model is given.
+    """
+    from toast_cli.cli.output.console import err, print_json, print_line
+    from toast_cli.cli.output.texts import describe_shown_text, print_shown_texts
+    from toast_cli.data.text.token_preview import preview_texts
+    from toast_cli.utils.errors import UsageError
+
+    if backbone is None:
+        raise UsageError(
+            "Texts are shown as the tokens of a model, and none is given.",
+            what_to_do="Add --backbone llama:MODEL.",
+            code="cli.missing-option",
+        )
+    chosen: Any = opened.splits[split]
+    shown = preview_texts(chosen, _open_text_backbone(opened, backbone, weights), count, seed)
+    for note in opened.messages:
+        print_line(note, err)
+    if as_json:
+        print_json({"split": split, "of": len(chosen), "texts": [describe_shown_text(text) for text in shown]})
+    else:
+        print_shown_texts(shown, split)
 
 
 def _require_free_output(out: Path | None, ending: str, force: bool) -> None:
@@ -255,155 +356,3 @@ def _require_outside_data(out: Path | None, chosen: Any, data_dir: Path | None, 
                 what_to_do="Choose an --out outside it.",
                 code="data.output-inside-data",
             )
-
-
-def _print_report(report: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from toast_cli.cli.output.console import print_line, print_table
-    from toast_cli.data.splits import CLASS_NOUNS
-    from toast_cli.utils.names import escape_newlines
-
-    one, several = CLASS_NOUNS[report["target"]]
-    count = f"{report['classes']} {one if report['classes'] == 1 else several}"
-    table = Table(title=f"{escape_newlines(report['source'])}: {count}", title_justify="left")
-    table.add_column("")
-    for part in report["splits"]:
-        table.add_column(part, justify="right")
-    rows: dict[str, Callable[[dict[str, Any]], str]] = {
-        "images": lambda found: f"{found['images']:,}",
-        "cannot be read": lambda found: f"{len(found['unreadable']):,}",
-    }
-    if report["target"] == "number":
-        names = dict.fromkeys(name for found in report["splits"].values() for name in found["numbers"])
-        for name in names:
-            rows[f"number: {escape_newlines(name)}"] = lambda found, name=name: _format_spread(
-                found["numbers"].get(name)
-            )  # type: ignore[misc]
-    else:
-        rows[f"images per {one}"] = lambda found: _format_spread(found["images_per_class"])
-    rows |= {
-        "width": lambda found: _format_spread(found["width"]),
-        "height": lambda found: _format_spread(found["height"]),
-    }
-    for name, format_cell in rows.items():
-        table.add_row(name, *map(format_cell, report["splits"].values()))
-    print_table(table)
-    for note in report["notes"]:
-        print_line(note)
-    _print_sentences(report, "problems", "bold red")
-    _print_sentences(report, "warnings", "yellow")
-    for line in _list_examples(report):
-        print_line(line)
-    if any(found["unreadable"] for found in report["splits"].values()):
-        print_line("Replace or remove these files, or train without them: images.on_error=skip.")
-    if not report["problems"]:
-        print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
-
-
-def _build_text_backbone(opened: DataSet, backbone: str, weights: str | None) -> Any:
-    """Build the language model to check texts against.
-
-    Raises:
-        UsageError: The data set has images, or the backbone is no language model.
-    """
-    from toast_cli import registry
-    from toast_cli.utils.errors import UsageError
-
-    if opened.classes:
-        raise UsageError(
-            "--backbone is for texts, and the data set has images.",
-            what_to_do="Leave --backbone out.",
-            code="cli.conflicting-options",
-        )
-    card = registry.load_backbone_card(backbone)
-    return card.build(card.options(name=backbone, weights=weights))
-
-
-def _print_text_report(report: dict[str, Any], limit: int = 5) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from toast_cli.cli.output.console import escape_newlines, print_line, print_table
-
-    table = Table(title=f"{escape(escape_newlines(report['source']))}: texts", title_justify="left")
-    table.add_column("")
-    for part in report["splits"]:
-        table.add_column(part, justify="right")
-    table.add_row("texts", *(f"{found['texts']:,}" for found in report["splits"].values()))
-    table.add_row("characters", *(_format_spread(found["characters"]) for found in report["splits"].values()))
-    print_table(table)
-    for note in report["notes"]:
-        print_line(note)
-    _print_sentences(report, "problems", "bold red")
-    _print_sentences(report, "warnings", "yellow")
-    for name, why in [*report["left_out"].items()][:limit]:
-        print_line(f"  cannot be used: {name} ({why})")
-    for kind, word in (
-        ("copies", "identical"),
-        ("nearly_across_splits", "nearly identical"),
-        ("questions_across_splits", "same question"),
-    ):
-        for pair in report["duplicates"][kind]["pairs"][:limit]:
-            print_line(f"  {word}: {pair['first']} and {pair['second']}")
-    if any(len(found) > limit for found in (report["left_out"], *(_["pairs"] for _ in report["duplicates"].values()))):
-        print_line("  Add --out FILE to write the full list.")
-    if not report["problems"]:
-        print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
-
-
-def _print_missing(report: dict[str, Any], limit: int = 100) -> None:
-    from toast_cli.cli.output.console import print_line
-
-    _print_sentences(report, "problems", "bold red")
-    for name in report["missing"][:limit]:
-        print_line(f"  missing: {name}")
-    if len(report["missing"]) > limit:
-        print_line("  Add --out FILE to write the full list.")
-    print_line(f"{report['what_to_do']} The images are checked once all files exist.")
-
-
-def _print_sentences(report: dict[str, Any], kind: str, style: str) -> None:
-    from rich.text import Text
-
-    from toast_cli.cli.output.console import out, print_line
-
-    for sentence in report[kind]:
-        out.print(Text(f"{kind.removesuffix('s')}: ", style=style), end="")
-        print_line(sentence)
-
-
-def _list_examples(report: dict[str, Any], limit: int = 5) -> list[str]:
-    """Return lines that name up to `limit` files for each kind of problem and warning."""
-    from toast_cli.data.splits import CLASS_NOUNS
-
-    lines = []
-    for part, found in report["splits"].items():
-        lines += [f"  cannot be read: {part}: {file['name']} ({file['why']})" for file in found["unreadable"][:limit]]
-        lines += [f"  outside the image: {part}: {name}" for name in found["outside"][:limit]]
-    words = {
-        "across_splits": "identical",
-        "changed_across_splits": "same picture",
-        "within_a_split": "identical",
-        "nearly_across_splits": "nearly identical",
-    }
-    for kind, word in words.items():
-        for pair in report["duplicates"][kind]["pairs"][:limit]:
-            mirrored = ", mirrored" if pair["mirrored"] else ""
-            other = "" if pair["same_class"] else f" (different {CLASS_NOUNS[report['target']][1]})"
-            lines.append(f"  {word}{mirrored}: {pair['first']} and {pair['second']}{other}")
-    truncated = any(len(report["duplicates"][kind]["pairs"]) > limit for kind in words) or any(
-        len(found[kind]) > limit for found in report["splits"].values() for kind in ("unreadable", "outside")
-    )
-    leaked = report["duplicates"]["across_splits"]["count"] + report["duplicates"]["changed_across_splits"]["count"]
-    if leaked:
-        lines.append("  Remove one image of each pair that is in two splits, preferably from train.")
-    return [*lines, "  Add --out FILE to write the full list."] if truncated else lines
-
-
-def _format_spread(values: dict[str, float] | None) -> str:
-    """Format minimum, median and maximum, or one number if they are equal."""
-    if values is None:
-        return ""
-    least, middle, most = (f"{values[key]:,g}" for key in ("least", "median", "most"))
-    return least if least == most else f"{least} … {middle} … {most}"

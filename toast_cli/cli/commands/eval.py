@@ -14,7 +14,13 @@ def run_eval(
     run: options.RunsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    split: Annotated[str, typer.Option(help="Data split: train, val, test, or all of them together.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Data split: train, val, test, or all of them together. [default: test; of texts given by --dataset, "
+            "all of them]"
+        ),
+    ] = None,
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
@@ -91,7 +97,8 @@ def run_eval(
     """Evaluate a run on a data split.
 
     By default, reports the task's metrics on the run's own data set, and writes the answers as tables and pictures into
-    RUN/evaluations; --dataset selects another data set with the same classes, or some of them. --attention evaluates
+    RUN/evaluations; --dataset selects another data set with the same classes, or some of them, or other texts, which
+    are measured whole. --attention evaluates
     the attention maps, --sweep varies the strength of the feedback, and --judge has an LLM score the run's answers.
     """
     from toast_cli.cli.find_run import resolve_run_path
@@ -151,7 +158,7 @@ def run_eval(
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.llm_judge import Judge
-    from toast_cli.evaluation.open_run import RunRequest
+    from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
     from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.utils.errors import ToastError
     from toast_cli.utils.files import write_json
@@ -164,13 +171,14 @@ def run_eval(
         table = build_judge_table(results, judge_model)
     elif attention or sweep:
         request = AttentionEvalRequest(
-            runs[0], dataset, data_dir, split, weights, device, precision, alpha, limit, layer,
+            runs[0], dataset, data_dir, split or "test", weights, device, precision, alpha, limit, layer,
             options.parse_head(head), curve_images,
         )  # fmt: skip
         results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
-            run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
+            chosen = split or DEFAULT_SPLIT
+            run_request = RunRequest(runs[0], dataset, data_dir, chosen, weights, device, precision, alpha)
             answers: list[SplitAnswers] = []
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
             results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)

@@ -56,7 +56,7 @@ def generate(
     import torch
 
     from toast_cli.cli.output.console import print_answer, print_json
-    from toast_cli.data.text.conversation_split import Turn
+    from toast_cli.data.text.turns import Turn
     from toast_cli.model.generation import make_generation_settings
 
     asked = None if prompts is None else _read_prompts(prompts)

@@ -29,6 +29,9 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     table = Table(title=escape_newlines(title), title_justify="left", show_header=False)
     table.add_column(style="bold", overflow="fold")
     table.add_column(justify="right")
+    if "measured" in results:
+        texts, total = results["measured"]["texts"], results["measured"]["of"]
+        table.add_row("measured", f"all {total:,} texts" if texts == total else f"{texts:,} of {total:,} texts")
     if "evaluation" in results:
         table.add_row("inference", results["evaluation"])
     if "test_time_flips" in results:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import chain
-from statistics import median
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.data.audit.check import MAX_LISTED, REPORTED_SPLITS, ProgressTracker
-from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
-from toast_cli.data.loaders import build_loader
-from toast_cli.data.text.conversation_split import (
-    Conversation,
-    ConversationSplit,
-    find_near_conversations,
-    format_content,
-)
+from toast_cli.data.audit.check_tokens import check_tokens, summarize_lengths
+from toast_cli.data.base import DataSet
+from toast_cli.data.text.conversation_split import ConversationSplit, find_near_conversations, format_content
 from toast_cli.data.text.duplicates import (
+    NearTexts,
     compute_text_key,
     count_copies_across_splits,
     find_first_copies,
-    find_near_texts_across_splits,
+    find_near_texts_by_split,
 )
-from toast_cli.utils.errors import ToastError
+from toast_cli.data.text.turns import Conversation
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
@@ -32,9 +28,12 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
     """Return a report on a data set of texts as a JSON object: splits, copies, `problems` and `warnings`.
 
     A problem makes the results of a run questionable: an entry that cannot be used, copies of a text, or, with a
-    backbone, texts that it cannot be trained on. A warning is for the user to judge: a text that is nearly the same as
-    one of an earlier split, a question with different answers in different splits, and what tuning the backbone
-    reports about the texts, such as how many are truncated.
+    backbone, texts that it cannot be trained on, such as those that its chat template rejects. A warning is for the
+    user to judge: a text that is nearly the same as an earlier one, a question with different answers in different
+    splits, and what tuning the backbone reports about the texts, such as how many are truncated.
+
+    With a backbone, conversations are also measured in tokens: their lengths, the limit, and the names of those that
+    are truncated, rejected or without a token to learn.
 
     `track(items, total, description)` yields the items and shows progress.
     """
@@ -50,58 +49,52 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
         for index, first in enumerate(find_first_copies(chain(*keys.values())))
         if first != index
     ]
-    near = _find_near(splits)
+    known = dict(zip(names, chain(*keys.values()), strict=True))
+    near = _find_near(splits, lambda first, second: known[first] == known[second])
     asked = _find_questions_across_splits(splits)
     report: dict[str, Any] = {
         "classes": 0,
         "splits": {
             part: {
                 "texts": len(split),
-                "characters": {
-                    "least": min(lengths[part]),
-                    "median": median(lengths[part]),
-                    "most": max(lengths[part]),
-                },
+                "characters": summarize_lengths(lengths[part]),
             }
             for part, split in splits.items()
         },
         "left_out": dict(data.left_out),
+        "left_out_by_reason": dict(Counter(data.left_out.values()).most_common()),
         "duplicates": {
             "copies": {
                 "count": len(pairs),
                 "across_splits": count_copies_across_splits(keys),
                 "pairs": pairs[:MAX_LISTED],
             },
-            "nearly_across_splits": {
-                "count": len(near),
-                "pairs": [{"first": first, "second": second} for second, first in [*near.items()][:MAX_LISTED]],
-            },
+            "nearly_across_splits": _list_pairs(near.across_splits),
+            "nearly_within_a_split": _list_pairs(near.within_a_split),
             "questions_across_splits": {"count": len(asked), "pairs": asked[:MAX_LISTED]},
         },
         "notes": list(data.notes),
     }
     problems, warnings = _list_findings(report, len(names))
-    try:
-        if backbone is not None:
-            backbone.require_tokenizer()
-    except ToastError as error:
-        problems.append(" ".join(filter(None, (error.what, error.why, error.what_to_do))))
-        backbone = None
-    for part, split in splits.items():
-        if backbone is None:
-            break
-        try:
-            loader = build_loader(split, backbone, BatchOptions(1, augment=part == "train"), LoaderOptions())
-            warnings += [f"{part}: {note}" for note in loader.notes]
-        except ToastError as error:
-            problems.append(f"{part}: {' '.join(filter(None, (error.what, error.why)))}")
+    warnings = [*data.warnings, *warnings]
+    if backbone is not None:
+        tokens = check_tokens(splits, backbone)
+        for part, found in tokens.splits.items():
+            report["splits"][part] |= found
+        problems, warnings = [*problems, *tokens.problems], [*warnings, *tokens.warnings]
     return {**report, "problems": problems, "warnings": warnings}
+
+
+def _list_pairs(near: Mapping[str, str]) -> dict[str, Any]:
+    pairs = [{"first": first, "second": second} for second, first in islice(near.items(), MAX_LISTED)]
+    return {"count": len(near), "pairs": pairs}
 
 
 def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], list[str]]:
     problems, warnings = [], []
     if report["left_out"]:
-        problems.append(f"{len(report['left_out']):,} entries cannot be used")
+        count = len(report["left_out"])
+        problems.append(f"{count:,} {'entry' if count == 1 else 'entries'} cannot be used")
     copies = report["duplicates"]["copies"]
     if copies["count"]:
         problems.append(
@@ -114,6 +107,10 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
     if near := report["duplicates"]["nearly_across_splits"]["count"]:
         warnings.append(
             f"{near:,} {'text is' if near == 1 else 'texts are'} nearly the same as one of an earlier split"
+        )
+    if near := report["duplicates"]["nearly_within_a_split"]["count"]:
+        warnings.append(
+            f"{near:,} {'text is' if near == 1 else 'texts are'} nearly the same as an earlier one of the same split"
         )
     if asked := report["duplicates"]["questions_across_splits"]["count"]:
         warnings.append(
@@ -152,16 +149,24 @@ def _get_content(text: Any) -> str:
 
 
 def _get_name(split: Any, index: int) -> str:
-    return split.names[index] if isinstance(split, ConversationSplit) else f"document {split.numbers[index] + 1:,}"
+    return split.names[index] if isinstance(split, ConversationSplit) else split.get_name(index)
 
 
-def _find_near(splits: Mapping[str, Any]) -> dict[str, str]:
+def _find_near(splits: Mapping[str, Any], are_copies: Callable[[str, str], bool]) -> NearTexts:
+    """Find near-duplicates, copies excepted. `are_copies` compares two names."""
     conversations = {part: split for part, split in splits.items() if isinstance(split, ConversationSplit)}
     if conversations:
-        return find_near_conversations(conversations)
-    return find_near_texts_across_splits(
-        {
-            part: ([f"{part}: {_get_name(split, index)}" for index in range(len(split))], _iterate_texts(split))
-            for part, split in splits.items()
-        }
+        near = find_near_conversations(conversations, within=True)
+    else:
+        near = find_near_texts_by_split(
+            {
+                part: ([f"{part}: {_get_name(split, index)}" for index in range(len(split))], _iterate_texts(split))
+                for part, split in splits.items()
+            },
+            within=True,
+        )
+    across, within = (
+        {second: first for second, first in pairs.items() if not are_copies(first, second)}
+        for pairs in (near.across_splits, near.within_a_split)
     )
+    return NearTexts(across, within)

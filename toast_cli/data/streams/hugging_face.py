@@ -16,6 +16,7 @@ from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource, Label, LabelVector
 from toast_cli.data.class_map import check_trainable_classes, normalize_class_name, read_class_file, sort_class_names
+from toast_cli.data.hub import SAVED_FILES, import_datasets, require_hub_dataset
 from toast_cli.data.identity import MAX_LISTED_SAMPLES
 from toast_cli.data.images.files import compute_file_stamp, hash_blocks, hash_stamps, open_file
 from toast_cli.data.images.folder_scan import DiskFolder
@@ -31,9 +32,6 @@ from toast_cli.utils.errors import ToastError, UsageError
 
 FIRST_ROWS = 100
 """Number of rows of a stream that show whether it has labels."""
-
-SAVED_FILES = ("dataset_dict.json", "state.json")
-"""Files of a folder that `save_to_disk` wrote."""
 
 LIBRARY_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 """Names of folders that the `datasets` library reads as splits."""
@@ -379,19 +377,14 @@ def _find_split_folders(options: HuggingFaceOptions, folder: Path) -> SplitAssig
 
 def _load(options: HuggingFaceOptions, folder: Path | None, files: Mapping[str, str] | None) -> Mapping[str, Any]:
     """Return the splits of the data set as tables (or streams) of the library."""
-    try:
-        from datasets import load_dataset, load_from_disk
-    except ImportError as error:
-        raise ToastError(
-            "Reading Hugging Face data sets requires the datasets library.",
-            what_to_do='Run: pip install "datasets>=4.4"',
-            code="cli.missing-package",
-        ) from error
+    datasets = import_datasets()
+    if folder is None:
+        require_hub_dataset(options.path, list_candidate_paths(options.path, None))
     try:
         if folder is not None and any((folder / name).exists() for name in SAVED_FILES):
-            found = load_from_disk(str(folder))
+            found = datasets.load_from_disk(str(folder))
         else:
-            found = load_dataset(
+            found = datasets.load_dataset(
                 str(folder or options.path),
                 options.subset,
                 data_files=files,

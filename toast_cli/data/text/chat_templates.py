@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, takewhile
+from operator import ne
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
 from toast_cli.data.text.control_tokens import ControlTokens, find_control_tokens
-from toast_cli.data.text.conversation_split import Turn
+from toast_cli.data.text.turns import Turn, dump_json, to_messages
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
-TURN_HEADINGS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
+TURN_HEADINGS = {
+    "tools": "### Tools:\n",
+    "system": "### System:\n",
+    "user": "### Instruction:\n",
+    "assistant": "### Response:\n",
+    "tool": "### Tool answer:\n",
+}
 """Headings of the turns in the plain template."""
 
 STANFORD_PREAMBLES = {
@@ -35,15 +42,18 @@ _JINJA_START = "{{ bos_token or '' }}"
 _JINJA_END = "{{ eos_token or '\n\n' }}"
 JINJA_TEMPLATES = {
     "plain": _JINJA_START
+    + f"{{% if tools %}}{{{{ {TURN_HEADINGS['tools']!r} + (tools | tojson) + '\n\n' }}}}{{% endif %}}"
     + "{% for m in messages %}"
     + "".join(
         f"{{% if m['role'] == '{role}' %}}{{{{ {heading!r} }}}}{{% endif %}}" for role, heading in TURN_HEADINGS.items()
     )
-    + "{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+    + "{{ m['content'] }}{% if m['tool_calls'] %}{{ ('\n\n' if m['content'] else '') + (m['tool_calls'] | tojson) }}"
+    + "{% endif %}{% if m['role'] == 'assistant' %}"
     + _JINJA_END
     + "{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
     + f"{{% if add_generation_prompt %}}{{{{ {TURN_HEADINGS['assistant']!r} }}}}{{% endif %}}",
     "stanford": _JINJA_START
+    + "{% if tools %}{{ raise_exception('this format has no tools') }}{% endif %}"
     + f"{{{{ {STANFORD_PREAMBLES[False]!r} }}}}"
     + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '### Response:' + m['content'] }}"
     + _JINJA_END
@@ -150,11 +160,11 @@ def _add_begin(ids: list[int], tokenizer: Any) -> list[int]:
 def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[tuple[list[int], list[int]]]:
     """Return the token ids and labels of a conversation, one pair per training sample.
 
-    Labels are `IGNORE_INDEX` outside the answers of the assistant. Every answer follows the tokens of `encode_prompt`.
-    A text begins with what the chat template writes, which is what models with one were trained on. The other formats
-    begin with the begin token of the tokenizer, if it has one. Prompts and answers are tokenized one by one, because a
-    model generates from the tokens of a prompt, not from its text. Control tokens that a turn spells are encoded as
-    ordinary text: they neither end a turn nor begin one.
+    Labels are `IGNORE_INDEX` outside the answers of the assistant that are trained. Every answer follows the tokens of
+    `encode_prompt`. A text begins with what the chat template writes, which is what models with one were trained on.
+    The other formats begin with the begin token of the tokenizer, if it has one. Prompts and answers are tokenized one
+    by one, because a model generates from the tokens of a prompt, not from its text. Control tokens that a turn spells
+    are encoded as ordinary text: they neither end a turn nor begin one.
 
     A conversation usually gives one sample. Some chat templates format earlier turns differently once others follow;
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
@@ -164,7 +174,8 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
         ChatTemplateError: If the chat template rejects the turns, or its generation prompt is not the prefix of a
             formatted answer.
     """
-    return _encode_turns(turns, tokenizer, template, prompt=False)
+    samples = _encode_turns(turns, tokenizer, template, prompt=False)
+    return [sample for sample in samples if sample[1].count(IGNORE_INDEX) < len(sample[1])]
 
 
 def _encode_turns(
@@ -173,8 +184,14 @@ def _encode_turns(
     """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
     chat = uses_chat_template(tokenizer, template)
     controls = get_control_tokens(tokenizer, template)
+    begin = "" if chat else tokenizer.bos_token or ""
     turns = [
-        replace(turn, text=controls.break_spelled(turn.text), material=controls.break_spelled(turn.material))
+        replace(
+            turn,
+            text=controls.break_spelled(turn.text),
+            material=controls.break_spelled(turn.material),
+            fields=controls.break_spelled(turn.fields),
+        )
         for turn in turns
     ]
     samples: list[tuple[list[int], list[int]]] = []
@@ -183,12 +200,12 @@ def _encode_turns(
     def write_prompt(head: str) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
-            new = controls.encode(head[len(before) :], tokenizer)
+            new = controls.encode(head[len(before) :], tokenizer, before)
         else:
             samples.append(([], []))
             ids, labels = samples[-1]
-            new = controls.encode(head, tokenizer)
-            new = new if chat else _add_begin(new, tokenizer)
+            new = controls.encode(head, tokenizer, begin)
+            new = _add_begin(new, tokenizer) if begin else new
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -211,9 +228,9 @@ def _encode_turns(
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head)
-        answer = controls.encode(whole[len(head) :], tokenizer)
-        for sequence in samples[-1]:
-            sequence.extend(answer)
+        answer = controls.encode(whole[len(head) :], tokenizer, head)
+        samples[-1][0].extend(answer)
+        samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
         before = whole
     if prompt:
         write_prompt(format_prompt(turns, tokenizer, template))
@@ -229,7 +246,7 @@ def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     if template is None:
         return tokenizer
     if uses_chat_template(tokenizer, template):
-        own = tokenizer.get_chat_template()
+        own = _get_chat_template(tokenizer)
         if (chosen := _fix_date(own)) == own:
             return tokenizer
     else:
@@ -255,9 +272,30 @@ def find_end_tokens(tokenizer: Any, template: str) -> frozenset[int]:
     return frozenset(ending[0] for ending in endings if ending)
 
 
+def find_end_text(tokenizer: Any, template: str | None) -> str | None:
+    """Return the text with which the format ends an answer; None if that is a token, or nothing but blanks.
+
+    A tokenizer without the tokens of its chat template, such as one to which a template was added, spells them.
+    """
+    if template is None or find_end_tokens(tokenizer, template):
+        return None
+    try:
+        answers = [
+            _format_turns(_PROBE[: number + 1], tokenizer, template).removeprefix(
+                format_prompt(_PROBE[:number], tokenizer, template)
+            )
+            for number in (1, 3)
+        ]
+    except ChatTemplateError:
+        return None
+    first, second = (reversed(answer) for answer in answers)
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return "".join(character for character, _ in common)[::-1].strip() or None
+
+
 def split_answers(labels: Sequence[int]) -> list[list[int]]:
     """Return the learned tokens of every answer."""
-    return [list(run) for learned, run in groupby(labels, lambda label: label != IGNORE_INDEX) if learned]
+    return [list(run) for learned, run in groupby(labels, partial(ne, IGNORE_INDEX)) if learned]
 
 
 def list_end_markers(answer: Sequence[int], tokenizer: Any, markers: Container[int]) -> list[int]:
@@ -283,12 +321,14 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     formatted: str | None = None
     system = [turn.text.strip() for turn in turns if turn.role == "system"]
     for attempt in (turns, merge_system_turns(turns)):
-        messages = [{"role": turn.role, "content": turn.whole} for turn in attempt]
+        messages, tools = to_messages(attempt)
         try:
-            source = _fix_date(tokenizer.get_chat_template())
+            source = _fix_date(_get_chat_template(tokenizer))
             text = tokenizer.apply_chat_template(
-                messages, chat_template=source, tokenize=False, add_generation_prompt=prompt
+                messages, tools=tools or None, chat_template=source, tokenize=False, add_generation_prompt=prompt
             )
+        except ChatTemplateError:
+            raise
         except TemplateSyntaxError as error:
             raise ChatTemplateError(
                 "The chat template of this tokenizer is damaged.",
@@ -299,6 +339,13 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
         except Exception as error:  # a chat template is a program of somebody else
             first_error = first_error or error
             continue
+        if (omitted := _find_omitted(messages, tools, text)) is not None:
+            raise ChatTemplateError(
+                f"The chat template of this tokenizer does not write {omitted}.",
+                "The model would learn from a conversation without it.",
+                "Use a model whose chat template supports tools, or dataset.template=plain.",
+                code="text.omitted-by-chat-template",
+            )
         if all(part in text for part in system):
             return text
         formatted = formatted or text
@@ -306,10 +353,52 @@ def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
         return formatted
     raise ChatTemplateError(
         "The chat template of this tokenizer rejects the conversation.",
-        f"{type(first_error).__name__}: {first_error}",
+        f"{type(first_error).__name__}: {' '.join(str(first_error).split())[:300]}",
         "Change the turns, or use dataset.template=plain.",
         code="text.refused-by-chat-template",
     )
+
+
+def _get_chat_template(tokenizer: Any) -> str:
+    """Return the source of the chat template; of several, the one named `default`.
+
+    Raises:
+        ChatTemplateError: There are several, and none is the default, or it is not text.
+    """
+    try:
+        source = tokenizer.get_chat_template()
+    except Exception as error:  # transformers raises several types
+        why = " ".join(str(error).split())[:300]
+    else:
+        if isinstance(source, str):
+            return source
+        why = f"It is of the type {type(source).__name__}, not a text."
+    raise ChatTemplateError(
+        "This tokenizer has no chat template to use by default.",
+        why,
+        f"Name one 'default' in {_describe_template_file(tokenizer)}, or use dataset.template=plain.",
+        code="text.no-default-chat-template",
+    )
+
+
+def _find_omitted(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str) -> str | None:
+    """Return what a formatted conversation lacks of its tools, calls of tools and reasoning; None if it has all."""
+    for tool in tools:
+        if tool["function"]["name"] not in text:
+            return f"the tool '{tool['function']['name']}'"
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        if message["role"] != "tool" and not calls:
+            continue
+        for call in calls:
+            if call["function"]["name"] not in text:
+                return f"the call of the tool '{call['function']['name']}'"
+        content = message["content"].strip()
+        if content not in text and dump_json(content)[1:-1] not in text:
+            return "the answer of a tool" if message["role"] == "tool" else "the text beside the call of a tool"
+    last = messages[-1] if messages else {}
+    thoughts = (last.get(name, "") for name in ("reasoning_content", "thinking"))
+    return None if all(thought.strip() in text for thought in thoughts) else "the reasoning of an answer"
 
 
 def _describe_template_file(tokenizer: Any) -> str:
@@ -327,7 +416,7 @@ def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
         if turn.role == "system":
             system.append(turn.text)
         elif turn.role == "user" and system:
-            merged.append(Turn("user", "\n\n".join([*system, turn.text]), turn.material))
+            merged.append(replace(turn, text="\n\n".join([*system, turn.text])))
             system = []
         else:
             merged.append(turn)
@@ -341,12 +430,26 @@ def _fix_date(chat_template: str) -> str:
 
 def _format_plain(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     ends = {"assistant": _get_end_text(tokenizer)}
-    text = "".join(f"{TURN_HEADINGS[turn.role]}{turn.whole}{ends.get(turn.role, chr(10) * 2)}" for turn in turns)
+    text = "".join(
+        f"{TURN_HEADINGS[turn.role]}{_write_calls(turn)}{ends.get(turn.role, chr(10) * 2)}" for turn in turns
+    )
     return text + TURN_HEADINGS["assistant"] if prompt else text
+
+
+def _write_calls(turn: Turn) -> str:
+    """Return the text of a turn, and the tools that it calls as JSON text."""
+    calls = turn.extra.get("tool_calls")
+    return "\n\n".join(part for part in (turn.whole, dump_json(calls) if calls else "") if part)
 
 
 def _format_stanford(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     """Format turns as Stanford Alpaca does: an answer follows its heading without a line break."""
+    if any(turn.role in ("tool", "tools") or turn.fields for turn in turns):
+        raise ChatTemplateError(
+            "The format of Stanford Alpaca has no tools.",
+            what_to_do="Use dataset.template=plain, or chat.",
+            code="text.omitted-by-chat-template",
+        )
     text = STANFORD_PREAMBLES[any(turn.material for turn in turns)]
     for turn in turns:
         if turn.role == "assistant":

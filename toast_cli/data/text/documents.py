@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from toast_cli.data.base import DataSet, DataSource, SplitKind
+from toast_cli.data.hub import import_datasets, require_hub_dataset
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
-from toast_cli.data.text.conversation_split import list_filled_fields
+from toast_cli.data.text.conversation_format import list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
+from toast_cli.data.text.json_lines import require_utf8
+from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
 from toast_cli.data.text.text_store import TextStore
-from toast_cli.utils.config import LOCAL_PATH, NamedOptions
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.config import LOCAL_PATH
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +42,10 @@ READERS_BY_SUFFIX = {
 COMPRESSED_SUFFIXES = {".gz", ".xz", ".zst", ".bz2"}
 
 
-class TextDocumentOptions(NamedOptions):
+class TextDocumentOptions(TextSplitOptions):
     """Options of documents from a file, a folder of files or a Hugging Face data set."""
+
+    TOKEN_FIELDS: ClassVar[tuple[str, ...]] = ("block_tokens",)
 
     name: Literal["text"] = Field("text", description="the data set")
     path: str = Field(
@@ -59,15 +65,11 @@ class TextDocumentOptions(NamedOptions):
         description="the column or key that contains the text; in plain text, every line is a document",
     )
     documents: int | None = Field(
-        None, ge=2, examples=[10000], description="use only the first N documents; default: all"
+        None, ge=2, examples=[10000], description="use only the first N documents of path; default: all"
     )
     val_fraction: float = Field(0.01, ge=0, lt=1, description="share of the documents held out for validation")
     test_fraction: float = Field(
         0.0, ge=0, lt=1, examples=[0.01], description="share of the documents held out for testing"
-    )
-    split_seed: int = Field(0, ge=0, examples=[1], description="seed of the splits, independent of the seed of the run")
-    group_copies: bool = Field(
-        False, description="keep copies of a text, which may differ in case and spaces, in one split"
     )
     block_tokens: int = Field(
         512, ge=8, description="number of tokens per block; documents are joined and cut into blocks"
@@ -92,6 +94,21 @@ class DocumentSplit:
         """Return the text of a document."""
         return self.spool.read(int(self.numbers[index]))
 
+    def get_name(self, index: int) -> str:
+        """Return the name of a document in messages: its number in the file."""
+        return f"document {self.numbers[index] + 1:,}"
+
+    def take(self, indices: Sequence[int]) -> DocumentSplit:
+        """Return the split of the documents at `indices`, in that order."""
+        return replace(self, numbers=self.numbers[list(indices)])
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Return the keys of the documents, which copies of a text share."""
+        import numpy as np
+
+        return np.frombuffer(self.spool.keys, np.uint64)[self.numbers]
+
     @property
     def digest(self) -> str:
         """Return a hash of the texts, independent of their order: eight hexadecimal digits."""
@@ -112,6 +129,7 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     """
     import numpy as np
 
+    require_distinct_paths(options, lambda path: _find_path(path, data_dir).resolve())
     unused: Counter[str] = Counter()
     spool = TextStore(_read_texts(options, data_dir, unused))
     if not len(spool):
@@ -122,23 +140,47 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
         _, firsts, copy_of = np.unique(keys, return_index=True, return_inverse=True)
         first = firsts[copy_of]
     originals = np.flatnonzero(first == np.arange(len(spool)))
-    kept, test = hold_out_indices(originals, options.test_fraction, options.split_seed)
-    train, val = hold_out_indices(kept, options.val_fraction, options.split_seed + 1)
+    kept, test = hold_out_indices(originals, options.get_fraction("test"), options.split_seed)
+    train, val = hold_out_indices(kept, options.get_fraction("val"), options.split_seed + 1)
     numbers = {
         name: np.flatnonzero(np.isin(first, part)) for name, part in {"train": train, "val": val, "test": test}.items()
     }
     parts = {name: DocumentSplit(spool, each, options.block_tokens) for name, each in numbers.items()}
+    own_notes = []
+    for name, path in options.own_paths.items():
+        parts[name] = _read_own_split(options.model_copy(update={"path": path, "documents": None}), data_dir, unused)
+        own_notes.append(f"documents of {path}: {_describe_part(name, parts[name])}, all of them")
     splits = {name: documents for name, documents in parts.items() if len(documents)}
-    held = ", ".join(f"{len(documents):,} {name} (split {documents.digest})" for name, documents in splits.items())
-    notes = [f"documents of {options.path}: {held}, seed {options.split_seed}"]
-    repeated = count_copies_across_splits({name: keys[part].tolist() for name, part in numbers.items()})
-    notes += format_copies_note(repeated, str(options.path))
+    held = ", ".join(_describe_part(name, part) for name, part in splits.items() if name not in options.own_paths)
+    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    notes = [f"documents of {options.path}: {held}{seed}", *own_notes]
+    repeated = count_copies_across_splits({name: part.keys.tolist() for name, part in parts.items()})
+    places = join_names([options.path, *options.own_paths.values()])
+    notes += format_copies_note(repeated, places, bool(options.own_paths))
     if unused:
         fields = ", ".join(f"{name} of {count:,} documents" for name, count in unused.most_common())
-        notes.append(f"Not used in {options.path}: {fields}.")
+        notes.append(f"Not used in {places}: {fields}.")
     if options.documents is not None and len(spool) < options.documents:
         notes.append(f"{options.path} has only {len(spool):,} documents, not {options.documents:,}.")
-    return DataSet((), splits, tuple(notes), tuple(_describe_split_files(_find_path(options, data_dir))))
+    return DataSet((), splits, tuple(notes), tuple(_describe_split_files(_find_path(options.path, data_dir))))
+
+
+def _read_own_split(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> DocumentSplit:
+    """Read all documents of a path as one split.
+
+    Raises:
+        ToastError: If the data cannot be read, or there is no text.
+    """
+    import numpy as np
+
+    spool = TextStore(_read_texts(options, data_dir, unused))
+    if not len(spool):
+        raise ToastError(f"{options.path} contains no text.", code="text.no-text")
+    return DocumentSplit(spool, np.arange(len(spool)), options.block_tokens)
+
+
+def _describe_part(name: str, documents: DocumentSplit) -> str:
+    return f"{len(documents):,} {name} (split {documents.digest})"
 
 
 def _describe_split_files(path: Path) -> list[str]:
@@ -149,19 +191,19 @@ def _describe_split_files(path: Path) -> list[str]:
         return []
     training = next((name for name, split in found.items() if split == "train"), "FILE")
     return [
-        f"{path}: {', '.join(list(found)[:5])} are read together and divided anew, those for evaluation too; to leave "
-        f"them out, use text:{path / training}"
+        f"{path}: {', '.join(list(found)[:5])} are read together and divided anew, those for evaluation too; to keep "
+        f"them apart, use text:{path / training}, dataset.val_path and dataset.test_path"
     ]
 
 
-def _find_path(options: TextDocumentOptions, data_dir: Path | None) -> Path:
-    path = Path(options.path).expanduser()
+def _find_path(given: str, data_dir: Path | None) -> Path:
+    path = Path(given).expanduser()
     return path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
 
 
 def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> Iterable[str]:
     """Yield the texts that are not blank, and count in `unused` what else the documents have."""
-    entries = _read_entries(options, data_dir)
+    entries = iter(_read_entries(options, data_dir))
     number = 0
     try:
         for number, entry in enumerate(islice(entries, options.documents), start=1):
@@ -181,25 +223,25 @@ def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Cou
             code="text.missing-field",
         ) from error
     except (OSError, ValueError) as error:  # pyarrow and datasets raise either while streaming
+        file = _find_path(options.path, data_dir)
+        if isinstance(error, ValueError) and file.is_file():
+            require_utf8(file)
         raise ToastError(
             f"Cannot read {options.path} after document {number}.",
             f"{type(error).__name__}: {error}",
             "Check that the file is whole, and save it as UTF-8." if isinstance(error, ValueError) else "",
             code="data.unreadable-file",
         ) from error
+    finally:
+        # Threads of Arrow that still read ahead when Python exits abort the process (huggingface/datasets #7566).
+        del entries
+        gc.collect()
 
 
 def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterable[dict[str, Any]]:
     """Return an iterable over the documents as mappings, which reads them lazily."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ToastError(
-            "Reading documents requires the datasets library.",
-            what_to_do='Install it with: pip install "datasets>=4.4"',
-            code="cli.missing-package",
-        ) from error
-    path = _find_path(options, data_dir)
+    load_dataset = import_datasets().load_dataset
+    path = _find_path(options.path, data_dir)
     if (path / "README.md").is_file():  # a downloaded Hub data set, whose card describes subsets and splits
         named: dict[str, Any] = {"name": options.subset, "split": options.split}
         where = str(path)
@@ -224,13 +266,8 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
         # The library reads patterns. A bracket in a name of a folder is not one.
         named = {"data_files": [glob.escape(str(file.absolute())) for file in files], "split": "train"}
         where = str(readers.pop())
-    elif _get_reader(path) or options.path.startswith((".", "/", "~")):
-        raise UsageError(
-            f"The file or folder {path} does not exist.",
-            what_to_do="Check the path after 'text:'.",
-            code="data.missing-file",
-        )
     else:
+        require_hub_dataset(options.path, [path], "dataset.subset and dataset.split")
         named = {"name": options.subset, "split": options.split}
         where = options.path
     try:

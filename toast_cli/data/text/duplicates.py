@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -49,14 +50,22 @@ def count_copies_across_splits(keys: Mapping[str, Sequence[int]]) -> int:
     return count
 
 
-def format_copies_note(count: int, name: str) -> list[str]:
-    """Return the note on `count` texts of the file `name` that are copies of a text in an earlier split."""
+def format_copies_note(count: int, name: str, own_files: bool = False) -> list[str]:
+    """Return the note on `count` texts of the file `name` that are copies of a text in an earlier split.
+
+    `own_files` tells whether splits are files of their own, whose texts cannot move to another split.
+    """
     if not count:
         return []
     texts = "1 text" if count == 1 else f"{count:,} texts"
+    remedy = (
+        "Remove them from one of the files; 'toast data check' lists them."
+        if own_files
+        else "dataset.group_copies=true keeps copies in one split."
+    )
     return [
         f"{texts} of val and test in {name} {'is a copy' if count == 1 else 'are copies'} of a text in an earlier "
-        "split, so results on them say little about new texts. dataset.group_copies=true keeps copies in one split."
+        f"split, so results on them say little about new texts. {remedy}"
     ]
 
 
@@ -72,7 +81,7 @@ def find_near_texts(earlier: np.ndarray, later: np.ndarray) -> dict[int, int]:
     """Return the index of a near-duplicate in `earlier` for every text of `later` that has one, by minimum hashes."""
     import numpy as np
 
-    best: dict[int, tuple[float, int]] = {}
+    best = _BestCandidates(earlier, later)
     for start in range(0, HASHES, ROWS_PER_BAND):
         bands = [_mix(hashes[:, start : start + ROWS_PER_BAND]) for hashes in (earlier, later)]
         order = np.argsort(bands[0], kind="stable")
@@ -80,29 +89,73 @@ def find_near_texts(earlier: np.ndarray, later: np.ndarray) -> dict[int, int]:
         for step in range(MAX_CANDIDATES_PER_BAND):
             rows = np.flatnonzero(place + step < len(order))
             rows = rows[bands[0][order[place[rows] + step]] == bands[1][rows]]
-            candidates = order[place[rows] + step]
-            similarities = (earlier[candidates] == later[rows]).mean(1)
-            for row, candidate, similarity in zip(
-                rows.tolist(), candidates.tolist(), similarities.tolist(), strict=True
-            ):
-                if similarity >= MIN_SIMILARITY and (similarity, -candidate) > best.get(row, (0.0, 0)):
-                    best[row] = (similarity, -candidate)
-    return {row: -candidate for row, (_, candidate) in sorted(best.items())}
+            best.compare(order[place[rows] + step], rows)
+    return best.get_candidates()
 
 
-def find_near_texts_across_splits(splits: Mapping[str, tuple[Sequence[str], Iterable[str]]]) -> dict[str, str]:
-    """Return the texts that are nearly the same as one of an earlier split, by name. Splits have names and texts."""
+def find_near_texts_within(hashes: np.ndarray) -> dict[int, int]:
+    """Return the index of an earlier near-duplicate for every text that has one, by minimum hashes."""
     import numpy as np
 
-    near: dict[str, str] = {}
+    best = _BestCandidates(hashes, hashes)
+    for start in range(0, HASHES, ROWS_PER_BAND):
+        band = _mix(hashes[:, start : start + ROWS_PER_BAND])
+        order = np.argsort(band, kind="stable")  # texts with the same number stay in their order
+        for step in range(1, MAX_CANDIDATES_PER_BAND + 1):
+            candidates, rows = order[:-step], order[step:]
+            same = band[candidates] == band[rows]
+            best.compare(candidates[same], rows[same])
+    return best.get_candidates()
+
+
+class _BestCandidates:
+    """The most similar text of `earlier` for every text of `later` so far; the first one of equally similar ones."""
+
+    def __init__(self, earlier: np.ndarray, later: np.ndarray) -> None:
+        self._earlier, self._later = earlier, later
+        self._best: dict[int, tuple[float, int]] = {}
+
+    def compare(self, candidates: np.ndarray, rows: np.ndarray) -> None:
+        """Compare texts of `earlier` with texts of `later`, both given by their indices, in pairs."""
+        similarities = (self._earlier[candidates] == self._later[rows]).mean(1)
+        for row, candidate, similarity in zip(rows.tolist(), candidates.tolist(), similarities.tolist(), strict=True):
+            if similarity >= MIN_SIMILARITY and (similarity, -candidate) > self._best.get(row, (0.0, 0)):
+                self._best[row] = (similarity, -candidate)
+
+    def get_candidates(self) -> dict[int, int]:
+        """Return the index of the best text of `earlier` by the index of a text of `later`."""
+        return {row: -candidate for row, (_, candidate) in sorted(self._best.items())}
+
+
+@dataclass(frozen=True)
+class NearTexts:
+    """The texts that are nearly the same as an earlier one, by name: of an earlier split, and of their own."""
+
+    across_splits: Mapping[str, str]
+    within_a_split: Mapping[str, str]
+
+
+def find_near_texts_by_split(
+    splits: Mapping[str, tuple[Sequence[str], Iterable[str]]], within: bool = False
+) -> NearTexts:
+    """Find the near-duplicates of splits, which have names and texts. `within` searches every split by itself too.
+
+    Memory holds 256 bytes of every text.
+    """
+    import numpy as np
+
+    across: dict[str, str] = {}
+    inside: dict[str, str] = {}
     names: list[str] = []
     earlier = compute_minimum_hashes([])
     for new, texts in splits.values():
         later = compute_minimum_hashes(texts)
-        near |= {new[row]: names[index] for row, index in find_near_texts(earlier, later).items()}
+        across |= {new[row]: names[index] for row, index in find_near_texts(earlier, later).items()}
+        if within:
+            inside |= {new[row]: new[index] for row, index in find_near_texts_within(later).items()}
         earlier = np.concatenate([earlier, later])
         names += new
-    return near
+    return NearTexts(across, inside)
 
 
 def _iterate_chunks(texts: Iterable[str]) -> Iterator[list[bytes]]:

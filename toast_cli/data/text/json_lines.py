@@ -1,16 +1,30 @@
-"""JSON files written by users. Errors name the line."""
+"""JSON files written by users, which may be compressed. Errors name the line."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
-from collections.abc import Iterator
+import lzma
+import shlex
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from toast_cli.utils.errors import ToastError
 
-NOT_UTF8 = "is not UTF-8 text"
+COMPRESSED_SUFFIXES: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""How a compressed file is opened, by its last suffix."""
+
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Encodings by the bytes that a file begins with."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -19,9 +33,12 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ToastError: If the file cannot be read, or a line is not UTF-8 or not valid JSON.
     """
-    for number, line in enumerate(read_bytes_without_bom(path).split(b"\n"), start=1):
+    content = read_bytes(path)
+    start = 0
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
-            yield number, _parse_json(line, path, number)
+            yield number, _parse_json(line, path, number, content, start)
+        start += len(line) + 1
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -30,41 +47,87 @@ def read_json_list(path: Path) -> list[Any]:
     Raises:
         ToastError: If the file cannot be read, or is not UTF-8 or not valid JSON.
     """
-    content = read_bytes_without_bom(path)
+    content = read_bytes(path)
     if content.lstrip()[:1] == b"[":
-        return list(_parse_json(content, path, 1))
+        return list(_parse_json(content, path, 1, content))
     with suppress(ValueError, RecursionError):
         return [json.loads(content.decode())]
     return [value for _, value in read_json_lines(path)]
 
 
-def read_bytes_without_bom(path: Path) -> bytes:
-    """Return the bytes of a file without the byte order mark that some editors add.
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed, without the byte order mark of UTF-8 that some editors add.
 
     Raises:
         ToastError: If the file cannot be read.
     """
+    opener = COMPRESSED_SUFFIXES.get(path.suffix.lower())
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
+        if opener is None:
+            content = path.read_bytes()
+        else:
+            with opener(path) as file:
+                content = file.read()
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ToastError(
+            f"Cannot read {path}.",
+            getattr(error, "strerror", None) or str(error),
+            "Check that the file is whole, and that its suffix is right." if opener else "",
+            code="data.unreadable-file",
+        ) from error
+    return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def _parse_json(text: bytes, path: Path, first: int) -> Any:
-    """Parse JSON text that starts at line `first` of a file."""
+def guess_encoding(content: bytes) -> str:
+    """Return the encoding that the bytes of a file, which is not UTF-8 text, probably have."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return encoding
+    sample = content[:10_000]
+    if b"\0" in sample:  # Western text in UTF-16 has a null byte in every second place
+        odd, even = sample[1::2].count(0), sample[::2].count(0)
+        return "UTF-16LE" if odd > even else "UTF-16BE"
+    return "WINDOWS-1252"
+
+
+def make_encoding_error(path: Path, content: bytes, position: int, code: str = "data.unreadable-file") -> ToastError:
+    """Return the error on a file that is not UTF-8 text: its probable encoding and the command that converts it."""
+    encoding, line = guess_encoding(content), content.count(b"\n", 0, position) + 1
+    source = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
+    command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(source))} > {shlex.quote(f'utf8-{source.name}')}"
+    return ToastError(
+        f"Cannot read {path}.",
+        f"Line {line} is not UTF-8 text; the file seems to be in {encoding}.",
+        f"Save it as UTF-8, for example with: {command}",
+        code=code,
+    )
+
+
+def require_utf8(path: Path) -> None:
+    """Check that a file is UTF-8 text.
+
+    Raises:
+        ToastError: If it is not, with its probable encoding.
+    """
+    content = read_bytes(path)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise make_encoding_error(path, content, error.start) from error
+    if b"\0" in content:
+        raise make_encoding_error(path, content, content.index(b"\0"))
+
+
+def _parse_json(text: bytes, path: Path, first: int, content: bytes, start: int = 0) -> Any:
+    """Parse JSON text that starts at line `first` and byte `start` of a file with this content."""
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        line, what = first + text.count(b"\n", 0, error.start), NOT_UTF8
+        raise make_encoding_error(path, content, start + error.start, "text.invalid-json") from error
     except json.JSONDecodeError as error:
         line, what = first + error.lineno - 1, f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+        if b"\0" in text:  # text in UTF-16 without a byte order mark is valid UTF-8
+            raise make_encoding_error(path, content, start, "text.invalid-json") from error
     except RecursionError:
         line, what = first, "is not supported: the JSON is nested too deeply"
-    # Text in UTF-16 without a byte order mark is valid UTF-8 with a null byte in every second place.
-    encoded_otherwise = what == NOT_UTF8 or b"\0" in text
-    raise ToastError(
-        f"Cannot read {path}.",
-        f"Line {line} {what}.",
-        "Save it as UTF-8." if encoded_otherwise else "",
-        code="text.invalid-json",
-    )
+    raise ToastError(f"Cannot read {path}.", f"Line {line} {what}.", code="text.invalid-json")

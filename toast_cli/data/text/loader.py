@@ -16,6 +16,7 @@ from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
     ChatTemplateError,
     encode_documents,
+    find_end_text,
     find_end_tokens,
     get_control_tokens,
     get_marker_tokens,
@@ -24,7 +25,7 @@ from toast_cli.data.text.chat_templates import (
     tokenize_conversation,
 )
 from toast_cli.data.text.text_store import memory_map_tokens
-from toast_cli.data.text.token_limits import get_padding_token, limit_tokens, require_known_tokens
+from toast_cli.data.text.token_limits import TokenFindings, get_padding_token, limit_tokens, require_known_tokens
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
@@ -68,13 +69,22 @@ def collate_indexed_texts(items: Sequence[tuple[int, TokenizedText]], pad: int) 
 
 
 class TextLoader:
-    """Loader of tokenized texts. `notes` report truncated texts and texts that were left out."""
+    """Loader of tokenized `texts`. `notes` report truncated texts and texts that were left out.
+
+    `findings` names them; it is None for documents.
+    """
 
     def __init__(
-        self, texts: Sequence[TokenizedText], notes: tuple[str, ...], pad: int, seed: int, batches: BatchOptions
+        self,
+        texts: Sequence[TokenizedText],
+        notes: tuple[str, ...],
+        pad: int,
+        seed: int,
+        batches: BatchOptions,
+        findings: TokenFindings | None = None,
     ) -> None:
-        self.notes = notes
-        self._texts = texts
+        self.notes, self.findings = notes, findings
+        self.texts = texts
         self.skipped: dict[str, str] = {}  # unreadable texts raise an error earlier
         order = SeededShuffleSampler(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
         self._share = ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes)
@@ -90,12 +100,12 @@ class TextLoader:
     @property
     def samples(self) -> int:
         """Number of texts or blocks."""
-        return len(self._texts)
+        return len(self.texts)
 
     @property
     def longest(self) -> int:
         """Number of tokens of the longest text."""
-        return max(len(text.ids) for text in self._texts)
+        return max(len(text.ids) for text in self.texts)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.mask_surplus_labels(self._loader)
@@ -121,64 +131,76 @@ def build_conversation_loader(
         ToastError: If the chat template rejects all texts, no text has a token to learn, or the model lacks a token.
     """
     options = split.options
-    longest, note = limit_tokens(options.max_tokens, "dataset.max_tokens", limits)
+    longest = min(options.max_tokens, limits.window or options.max_tokens)
     markers = get_marker_tokens(tokenizer)
     stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
-    texts, truncated, empty, total, rejected = [], 0, 0, 0, []
+    end_text = find_end_text(tokenizer, options.template)
+    texts, empty, error = [], 0, None
+    findings = TokenFindings(longest)
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
-    for index in range(len(split)):
+    repeats = split.repeats if split.repeats and batches.augment else (1,) * len(split)
+    used = [index for index, times in enumerate(repeats) if times]
+    for index in used:
         conversation = split.load(index)
         try:
             samples = tokenize_conversation(conversation.turns, tokenizer, options.template)
-        except ChatTemplateError as error:
-            rejected.append(error)
+        except ChatTemplateError as raised:
+            error = error or raised
+            findings.rejected[conversation.name] = f"{raised.what} {raised.why}".rstrip(". ")
             continue
-        total += len(samples)
-        spelled += controls.is_spelled_in(*(turn.whole for turn in conversation.turns))
+        spelled += controls.is_spelled_in(*(f"{turn.whole}{turn.fields}" for turn in conversation.turns))
         for ids, labels in samples:
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
                 answers += 1
-                if stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                if not stops.isdisjoint(list_end_markers(answer, tokenizer, markers)):
+                    continue
+                if end_text is None or not tokenizer.decode(answer).rstrip().endswith(end_text):
                     endless.append(tokenizer.decode(answer[-3:]))
-            truncated += len(ids) > longest
+            findings.add(conversation.name, len(ids))
             ids, labels = ids[:longest], labels[:longest]
-            if all(label == IGNORE_INDEX for label in labels[1:]):
+            after_first = labels[1:]  # nothing predicts the first token
+            if after_first.count(IGNORE_INDEX) == len(after_first):
                 empty += 1
+                findings.unlearnable.append(conversation.name)
             else:
-                texts.append(TokenizedText(ids, labels, list(range(len(ids)))))
-    if len(rejected) == len(split):
-        raise rejected[0]
+                texts += [TokenizedText(ids, labels, list(range(len(ids))))] * repeats[index]
+    rejected, total = len(findings.rejected), len(findings.lengths)
+    if error is not None and rejected == len(used):
+        raise error
     if not texts:
         raise ToastError(
-            f"None of {len(split):,} texts has a token to learn within the first {longest} tokens.",
+            f"None of {len(used):,} texts has a token to learn within the first {longest} tokens.",
             what_to_do="Raise dataset.max_tokens." if longest == options.max_tokens else "Shorten the prompts.",
             code="text.nothing-to-learn",
         )
-    notes = [] if note is None else [note]
-    if rejected:
-        why = f"{rejected[0].what} {rejected[0].why}".rstrip(". ")
-        notes.append(f"{len(rejected):,} of {len(split):,} texts were left out: {why}.")
-    if total > len(split) - len(rejected):
+    notes = findings.describe_rejected(len(used))
+    if total > len(used) - rejected:
         notes.append(
-            f"{len(split) - len(rejected):,} conversations became {total:,} texts, because the chat template formats "
+            f"{len(used) - rejected:,} conversations became {total:,} texts, because the chat template formats "
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
-    notes += _format_spelled_note(spelled, len(split))
+    notes += _format_spelled_note(spelled, len(used))
     if endless:
         notes.append(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "
             f"{endless[0]!r}: generation cannot stop there, and continues to its limit of new tokens."
         )
-    if truncated:
-        notes.append(f"{truncated:,} of {total:,} texts were truncated to {longest} tokens.")
+    if end_text is not None:
+        notes.append(
+            f"Answers end with the text {end_text!r}, for which the tokenizer has no token: generation stops at this "
+            "text."
+        )
+    limit = "dataset.max_tokens" if longest == options.max_tokens else "the positions that the model reads"
+    notes += findings.describe_truncated(limit)
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
         texts = pack_texts(texts, options.max_tokens)
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
-    return TextLoader(texts, tuple(notes), get_padding_token(tokenizer, limits), loader.seed, batches)
+    pad = get_padding_token(tokenizer, limits)
+    return TextLoader(texts, tuple(notes), pad, loader.seed, batches, findings)
 
 
 def build_document_loader(
@@ -204,7 +226,7 @@ def build_document_loader(
         nonlocal spelled
         spelled += sum(map(controls.is_spelled_in, texts))
 
-    stream = memory_map_tokens(_tokenize_documents(split, tokenizer, limits, watch))
+    stream = memory_map_tokens(tokenize_documents(split, tokenizer, limits, watch))
     count = len(stream) // length
     if not count:
         raise ToastError(
@@ -233,12 +255,12 @@ def _format_spelled_note(count: int, total: int) -> list[str]:
     ]
 
 
-def _tokenize_documents(
-    split: DocumentSplit, tokenizer: Any, limits: TextLimits, watch: Callable[[list[str]], None]
+def tokenize_documents(
+    split: DocumentSplit, tokenizer: Any, limits: TextLimits, watch: Callable[[list[str]], object] = len
 ) -> Iterator[array[int]]:
     """Yield the tokens of every document, with BOS and EOS. Several documents are tokenized per call.
 
-    `watch` is called with the documents of each call.
+    `watch` is called with the documents of each call; the default ignores them.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from toast_cli.data.images.files import read_text_file
-from toast_cli.data.text.alpaca import parse_alpaca_prompt
-from toast_cli.data.text.conversation_split import Role, Turn, require_text
-from toast_cli.data.text.json_lines import read_json_list
-from toast_cli.data.text.sharegpt import parse_sharegpt_turns
+from toast_cli.data.text.conversation_format import detect_format, load_formats
+from toast_cli.data.text.json_lines import make_encoding_error, read_json_list
+from toast_cli.data.text.turns import Turn, to_messages
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.names import format_json
 
@@ -32,7 +31,8 @@ class Prompt:
         """The user's text if it is all; otherwise all turns as JSON, in the format of `messages`."""
         if len(self.turns) == 1 and self.turns[0].role == "user":
             return self.turns[0].whole
-        return format_json([{"role": turn.role, "content": turn.whole} for turn in self.turns]) if self.turns else ""
+        messages, tools = to_messages(self.turns)
+        return format_json({"messages": messages, "tools": tools} if tools else messages) if self.turns else ""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -69,9 +69,7 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
     try:
         lines = read_text_file(path).splitlines()
     except UnicodeDecodeError as error:
-        raise ToastError(
-            f"{path} is not UTF-8 text.", what_to_do="Save it as UTF-8.", code="data.unreadable-file"
-        ) from error
+        raise make_encoding_error(path, error.object, error.start) from error
     except OSError as error:
         raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
     for number, line in enumerate(lines, start=1):
@@ -97,21 +95,5 @@ def _parse_entry(entry: Any) -> Sequence[Turn]:
         entry = {"prompt": entry}
     if not isinstance(entry, dict):
         raise ValueError(f"expected a text or an object with {EXPECTED_FIELDS}")
-    if "prompt" in entry and not isinstance(entry["prompt"], list):
-        return [Turn("user", require_text(entry, "prompt"))]
-    if "prompt" in entry or "messages" in entry:
-        return list(_parse_messages(entry["prompt"] if "prompt" in entry else entry["messages"]))
-    if "instruction" in entry:
-        return parse_alpaca_prompt(entry)
-    if "conversations" in entry:
-        return parse_sharegpt_turns(entry)
-    raise ValueError(f"it has no {EXPECTED_FIELDS}; it has {', '.join(map(str, entry)) or 'no field'}")
-
-
-def _parse_messages(messages: Any) -> Iterator[Turn]:
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise ValueError("its messages are not a list of objects with 'role' and 'content'")
-    for message in messages:
-        if (role := require_text(message, "role")) not in get_args(Role):
-            raise ValueError(f"unknown role '{role}'; known: {', '.join(get_args(Role))}")
-        yield Turn(cast("Role", role), require_text(message, "content"))
+    formats = load_formats()
+    return formats["pairs" if "prompt" in entry else detect_format(entry, formats)].parse(entry)

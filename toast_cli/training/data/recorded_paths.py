@@ -25,6 +25,10 @@ def find_recorded_paths(recipe: Recipe, run: Path) -> Recipe:
     for name in recipe.dataset.list_path_fields():
         if dataset[name] is not None and (found := _find_data(dataset[name], recipe.data_dir, started)) is not None:
             changes["dataset"] = dataset = {**dataset, name: str(found)}
+    for name in recipe.dataset.list_path_key_fields():
+        named = {_find_key(key, recipe.data_dir, started): value for key, value in dataset[name].items()}
+        if named != dataset[name]:
+            changes["dataset"] = dataset = {**dataset, name: named}
     if started.data_dir.is_dir() and (recipe.data_dir is None or not Path(recipe.data_dir).expanduser().is_absolute()):
         changes["data_dir"] = str(started.data_dir)
     weights = recipe.backbone.weights
@@ -32,6 +36,15 @@ def find_recorded_paths(recipe: Recipe, run: Path) -> Recipe:
         weights = str(started.folder / Path(weights).expanduser())
         changes["backbone"] = recipe.backbone.model_dump(mode="json") | {"weights": weights}
     return replace_recipe_fields(recipe, **changes) if changes else recipe
+
+
+def _find_key(key: str, data_dir: str | None, started: WorkingFolders) -> str:
+    """Return a key with the absolute path of the data that it names, alone or after a word and a colon."""
+    word, colon, path = key.partition(":")
+    if (found := _find_data(key, data_dir, started)) is not None:
+        return str(found)
+    found = _find_data(path, data_dir, started) if colon else None
+    return key if found is None else f"{word}:{found}"
 
 
 def _find_data(path: str, data_dir: str | None, started: WorkingFolders) -> Path | None:

@@ -1,0 +1,1 @@
+"""Formats of conversations: one file and one registration per format."""
