@@ -95,7 +95,12 @@ class TextLoader:
     @property
     def longest(self) -> int:
         """Number of tokens of the longest text."""
-        return max(len(text.ids) for text in self._texts)
+        return max(tokens for tokens, _ in self.lengths)
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Number of tokens and of learned tokens of every text or block."""
+        return [(len(text.ids), sum(label != IGNORE_INDEX for label in text.labels[1:])) for text in self._texts]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.mask_surplus_labels(self._loader)
