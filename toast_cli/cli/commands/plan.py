@@ -221,6 +221,6 @@ def _print_precision(precision: str) -> None:
 
 def _format_accumulation(offer: Any) -> str:
     """Return the overrides that make the recipe's batch fit by gradient accumulation; empty if it fits as it is."""
-    if offer.accumulate == 1:
+    if offer.largest >= offer.batch_size:
         return ""
     return f" (training.batch_size={offer.largest} training.accumulate={offer.accumulate})"

@@ -308,9 +308,7 @@ def _count_bytes_saved_by_loss(model: Model, outputs: Tensor, batch: Mapping[str
     return counter.count_bytes() * sum(counts) // max(objective.count(sample), 1)
 
 
-def _count_optimizer_bytes(
-    trained: Sequence[nn.Parameter], training: TrainingOptions, device: torch.device
-) -> int:
+def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions, device: torch.device) -> int:
     """Return the bytes of the optimizer's state, scaled up from one step on a small matrix on the device.
 
     A few optimizers run only on the device of the run.

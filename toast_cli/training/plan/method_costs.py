@@ -68,6 +68,7 @@ class MethodCost:
     seconds_per_epoch: float | None = None
     typical_memory: dict[int, int] | None = None
     typical_largest: int | None = None
+    recipe_accumulate: int = 1
 
     @property
     def fits(self) -> bool:
@@ -76,8 +77,10 @@ class MethodCost:
 
     @property
     def accumulate(self) -> int:
-        """Return the forward passes per step that give the recipe's batch size with batches that fit."""
-        return -(-self.batch_size // max(self.largest, 1))
+        """Return the forward passes per step that give the recipe's samples per step with batches that fit."""
+        if self.largest >= self.batch_size:
+            return self.recipe_accumulate
+        return -(-self.batch_size * self.recipe_accumulate // max(self.largest, 1))
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,9 @@ def estimate_text_method_costs(
                 check_optimizer(recipe.training, accelerator.device)
             recipe.plugins.method.check(recipe.method, recipe.init_from is not None)
             model = outline_model(recipe, outline)
-            longest, typical = (
-                estimate_outline_memory(model, recipe, length, accelerator)
-                for length in (lengths.longest, lengths.typical)
-            )
+            longest = typical = estimate_outline_memory(model, recipe, lengths.longest, accelerator)
+            if lengths.typical != lengths.longest:
+                typical = estimate_outline_memory(model, recipe, lengths.typical, accelerator)
             flops, flops_plain = count_outline_flops(model, lengths.typical)
             seconds = _time_texts(recipe, longest, accelerator.device) if timed else None
         except ToastError as error:
@@ -177,6 +179,7 @@ def estimate_text_method_costs(
             seconds,
             {size: typical.estimate(size).total for size in MEMORY_BATCH_SIZES},
             typical.find_largest_batch_size(memory),
+            recipe.training.accumulate,
         )
 
 
@@ -236,6 +239,7 @@ def _estimate_method_cost(way: str, session: Session, memory: int, timed: bool, 
         training.batch_size,
         largest,
         seconds,
+        recipe_accumulate=training.accumulate,
     )
 
 
