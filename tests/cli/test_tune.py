@@ -45,6 +45,9 @@ def test_without_arguments_it_is_the_demo(here: Path) -> None:
     said = toast("tune", "--dry-run", *TINY_DEMO)
     assert said.code == 0
     assert "Recipe: demo/toast" in said.err
+    first, *_, recipe = said.out.split("\n\n")
+    assert len(first.splitlines()) <= 9 and first.startswith("samples:") and "first batch" in first
+    assert recipe.startswith("backbone:") and "images:" in recipe, "the recipe comes last"
     assert "name: vit_demo" in said.out and "first batch: image [20, 3, 64, 64]" in said.out
     assert "× the plain backbone's" in said.out
     assert not list(here.iterdir()), "a dry run writes nothing"

@@ -60,9 +60,9 @@ class Run:
     """A run in progress.
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
-    there was a checkpoint to resume from. `begun` tells whether an optimizer step was done. `extension` has the changes of its recipe, and `lineage` the models that it
-    starts from. `automatic` holds the settings that were `auto`. `trackers` also receive the metrics, and the pictures
-    that `figures` draws.
+    there was a checkpoint to resume from. `begun` tells whether an optimizer step was done. `extension` has the changes
+    of its recipe, and `lineage` the models that it starts from. `automatic` holds the settings that were `auto`.
+    `trackers` also receive the metrics, and the pictures that `figures` draws.
     """
 
     session: Session
