@@ -31,8 +31,8 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class MemoryEstimate:
     """The memory of one process, in bytes.
 
-    `weights` counts all weights and buffers, and the moving average if there is one. `activations` counts the outputs
-    and the tensors saved for the backward pass. For a sharded model, the first three fields are this process's shards,
+    `weights` counts all weights and buffers, and the moving average if there is one. `activations` counts the outputs,
+    their gradient and the tensors saved for the backward pass. For a sharded model, the first three fields are this process's shards,
     and `gathered` is the largest amount of parameters that is gathered at one time.
     """
 
@@ -116,11 +116,13 @@ def estimate_held_memory(model: Model, training: TrainingOptions, device: torch.
 class Activations:
     """The bytes that a forward pass keeps for the backward pass.
 
-    `saved` is kept by the pass and the loss. With gradient checkpointing, the backward pass also runs the levels again,
-    one at a time: a pass that keeps everything would keep `unchecked` in `levels` levels, at most `largest` in one.
+    `saved` is kept by the pass and the loss. The backward pass begins with the gradient of the outputs, of `outputs`
+    bytes, while all of it is still kept. With gradient checkpointing, it then also runs the levels again, one at a
+    time: a pass that keeps everything would keep `unchecked` in `levels` levels, at most `largest` in one.
     """
 
     saved: int
+    outputs: int
     unchecked: int
     largest: int
     levels: int
@@ -128,12 +130,13 @@ class Activations:
     @property
     def total(self) -> int:
         """Return the bytes that are kept at most."""
-        return self.saved + max(self.unchecked // self.levels, self.largest)
+        return self.saved + max(self.outputs, self.unchecked // self.levels, self.largest)
 
     def extrapolate(self, larger: Activations, levels: int) -> Activations:
         """Return the activations of a model with more levels of the same kind, from those of this and a larger one."""
         return Activations(
             extrapolate_to_levels((self.saved, larger.saved), (self.levels, larger.levels), levels),
+            self.outputs,
             extrapolate_to_levels((self.unchecked, larger.unchecked), (self.levels, larger.levels), levels),
             max(self.largest, larger.largest),
             levels,
@@ -159,7 +162,7 @@ def measure_activations(model: Model, batch: Mapping[str, Tensor], accelerator: 
             _, unchecked, by_level = _measure_forward(model, batch)
             backbone.checkpointing = True
     model.train(was_training)
-    return Activations(saved, unchecked, max(by_level, default=0), len(backbone.levels))
+    return Activations(saved, outputs.nbytes, unchecked, max(by_level, default=0), len(backbone.levels))
 
 
 def estimate_memory_by_batch_size(
