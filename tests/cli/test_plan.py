@@ -143,6 +143,17 @@ def test_lengths_are_estimated_and_said_to_be_without_a_tokenizer(
     assert "Fits into 24 GB" in said.out and "No weights were loaded" in said.out
 
 
+def test_a_dry_run_on_texts_has_no_settings_of_images(tmp_path: Path) -> None:
+    file, model = write_json(tmp_path / "a.json", instructions(40)), make_model(tmp_path / "m")
+    words = ("--backbone", f"llama:{model}", "--dataset", f"alpaca:{file}", "--device", "cpu", "--dry-run")
+    said = toast("tune", *words, "--method", "lora")
+    assert said.code == 0, said.err
+    first, *_, recipe = said.out.split("\n\n")
+    assert len(first.splitlines()) <= 8 and "first batch: input_ids" in first
+    assert recipe.startswith("backbone:") and "max_tokens" in recipe and "batch_size" in recipe
+    assert not any(word in recipe for word in ("images:", "workers:", "sampler:", "cache_views"))
+
+
 def test_what_cannot_be_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     toast("plan", *MODEL, "--memory", "1GB").fails(2, "takes texts", "--tokens 512", error="backbone.not-for-images")
     toast("plan", "--backbone", "vit_demo", "--tokens", "9").fails(2, "takes images", error="cli.conflicting-options")

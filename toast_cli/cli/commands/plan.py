@@ -100,7 +100,7 @@ def run_plan(
             from toast_cli.training.plan.outline import build_outline
             from toast_cli.training.plan.text_lengths import give_text_length, measure_text_lengths
 
-            outline, messages = build_outline(recipe), ()
+            outline, messages = build_outline(recipe), tuple[str, ...]()
             if tokens is not None:
                 lengths = give_text_length(tokens, outline.backbone)
             else:

@@ -59,7 +59,7 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
         *describe_open_choices(recipe),
         *notes,
         "",
-        *to_yaml(recipe, IMAGE_FIELDS if session.model.objective.target == "text" else None).split("\n"),
+        *to_yaml(recipe, IMAGE_FIELDS if session.model.objective.target == "text" else None).splitlines(),
     ]:
         print_line(line)
 

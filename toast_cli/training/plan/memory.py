@@ -32,8 +32,8 @@ class MemoryEstimate:
     """The memory of one process, in bytes.
 
     `weights` counts all weights and buffers, and the moving average if there is one. `activations` counts the outputs,
-    their gradient and the tensors saved for the backward pass. For a sharded model, the first three fields are this process's shards,
-    and `gathered` is the largest amount of parameters that is gathered at one time.
+    their gradient and the tensors saved for the backward pass. For a sharded model, the first three fields are this
+    process's shards, and `gathered` is the largest amount of parameters that is gathered at one time.
     """
 
     weights: int

@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone
-from toast_cli.methods.peft_injection import disable_peft_layers
-from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model, build_model, count_elements
+from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model, PlainPass, build_model, count_elements
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.plan.memory import (
     Activations,
@@ -154,18 +152,6 @@ def count_outline_flops(model: OutlinedModel, length: TextLength) -> tuple[int, 
     return own, plain
 
 
-class _PlainPass(nn.Module):
-    """A plain pass of a model, without the layers that a method has added."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Any) -> Tensor:
-        with disable_peft_layers(self.model.backbone.module):
-            return self.model.forward_plain(inputs)
-
-
 def _count_flops(model: Model, length: TextLength) -> tuple[int, int]:
     trained, checkpointing = list(model.get_trained_parameters().values()), model.backbone.checkpointing
     model.eval()
@@ -174,7 +160,7 @@ def _count_flops(model: Model, length: TextLength) -> tuple[int, int]:
         weight.requires_grad_(False)
     counts = []
     try:
-        for part in (model, _PlainPass(model)):
+        for part in (model, PlainPass(model)):
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             own = make_fake_tensors(part, mode)
             inputs = tree_map_only(Tensor, mode.from_tensor, model.objective.inputs(make_text_batch(1, length)))
