@@ -25,6 +25,14 @@ def _build(source: str, architecture: Mapping[str, Any] | None, licence: str | N
     return build_llama(source, architecture, options)
 
 
+def _outline(
+    source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions, levels: int | None
+) -> Backbone:
+    from toast_llama.loading import outline_llama
+
+    return outline_llama(source, architecture, options, levels)
+
+
 def _rebuild(options: LlamaOptions, folder: Path) -> Backbone:
     from toast_llama.loading import build_llama
 
@@ -49,6 +57,7 @@ def _build_card(
         rebuild=_rebuild,
         licence=licence,
         published=True if licence else None,
+        outline=partial(_outline, source, architecture),
     )
 
 
@@ -64,8 +73,8 @@ def _wrap(module: Any) -> Backbone | None:
 
 FAMILY = Family("llama", "transformers", _build_hub_card, _wrap)
 
-# The shapes of each model, to count parameters and estimate memory without a download.
-_LLAMA_1_CONFIG = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+# The shapes of each model and the data type of its weights, to count parameters and estimate memory without a download.
+_LLAMA_1_CONFIG = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "dtype": "float16"}
 _LLAMA_3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA_3_CONFIG = {
     "vocab_size": 128256,
@@ -73,6 +82,7 @@ _LLAMA_3_CONFIG = {
     "num_key_value_heads": 8,
     "bos_token_id": 128000,
     "eos_token_id": 128001,
+    "dtype": "bfloat16",
 }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -66,6 +67,60 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
     return LlamaBackbone(module, *load_tokenizer(place))
+
+
+def outline_llama(
+    source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions, levels: int | None
+) -> LlamaBackbone:
+    """Build the model on the meta device from its configuration alone, in the data type that `build_llama` would use.
+
+    With `levels`, it has only its first layers and no tokenizer. Else its tokenizer is loaded if it is on this machine.
+
+    Raises:
+        UsageError: The folder does not exist or holds no model.
+        ToastError: The configuration cannot be loaded, or the model cannot be steered.
+    """
+    weights = options.weights
+    if weights in (None, "none") and architecture is not None:
+        place, config = source, LlamaConfig(**architecture)
+    else:
+        given = weights is not None and weights != "none" and not weights.endswith(".safetensors")
+        place = str(Path(str(weights)).expanduser()) if given else source
+        config = _load_config(place)
+    dtype = torch.float32 if weights == "none" else _find_stored_dtype(config, Path(place))
+    if options.dtype != "auto":
+        dtype = getattr(torch, options.dtype)
+    if levels is not None:
+        config = _keep_first_layers(config, levels)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return LlamaBackbone(module, *((None, None) if levels is not None else load_tokenizer(place, download=False)))
+
+
+def _find_stored_dtype(config: Any, folder: Path) -> torch.dtype:
+    """Return the data type of stored weights: that of the configuration, or of the first weight in the folder."""
+    stored = config.get_text_config().dtype or config.dtype
+    if stored is not None:
+        return stored if isinstance(stored, torch.dtype) else getattr(torch, stored)
+    for file in sorted(folder.glob("*.safetensors")):
+        with suppress(SafetensorError, OSError), safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                dtype = opened.get_slice(name)[:0].dtype
+                if dtype.is_floating_point:
+                    return dtype
+    return torch.float32
+
+
+def _keep_first_layers(config: Any, levels: int) -> Any:
+    """Return the configuration with fewer layers, and with what it lists for each layer cut to them."""
+    config = deepcopy(config)
+    text = config.get_text_config()
+    lists = {name: value for name, value in vars(text).items() if isinstance(value, list)}
+    for name, value in lists.items():
+        if len(value) == text.num_hidden_layers:
+            setattr(text, name, value[:levels])
+    text.num_hidden_layers = levels
+    return config
 
 
 def wrap_llama(module: Any) -> LlamaBackbone | None:

@@ -20,15 +20,16 @@ SETTINGS_FILES = (CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 """Files that belong to a tokenizer and hold no vocabulary."""
 
 
-def load_tokenizer(place: str) -> tuple[Any, ToastError | None]:
+def load_tokenizer(place: str, download: bool = True) -> tuple[Any, ToastError | None]:
     """Return the tokenizer stored with a model, or None and the reason why there is none.
 
-    Random weights need no tokenizer, so that is not an error here. The reason is None if the place is unknown.
+    Random weights need no tokenizer, so that is not an error here. The reason is None if the place is unknown. Without
+    `download`, only the folder and the cache of the hub are searched.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its warnings name the last thing that was tried, not the cause
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=not download)
         if len(tokenizer.get_vocab()) > len(tokenizer.added_tokens_decoder):
             return tokenizer, None
         error: Exception = ValueError("Its vocabulary is empty.")

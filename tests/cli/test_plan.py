@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import TINY_DEMO, toast
+from tests.cli.conftest import TINY_DEMO, Said, toast
+from tests.language import instructions, make_model, write_json
 from toast_cli.training.plan import method_costs, throughput
 from toast_cli.training.plan.memory import MemoryByBatchSize
 from toast_cli.training.plan.method_costs import parse_memory
@@ -90,3 +92,72 @@ def test_no_weights_are_needed_to_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     said = toast("plan", "--backbone", "vit:test_vit", "--memory", "1GB", "--device", "cpu", *TINY_DEMO)
     assert said.code == 0, said.err
     assert "Measuring linear" in said.err and "random weights unless --weights was given" in said.out + said.err
+
+
+MODEL = ("--backbone", "llama_7b", "--device", "cpu")
+
+
+def plan_texts(monkeypatch: pytest.MonkeyPatch, *words: str | Path, ways: tuple[str, ...] = ("lora",)) -> Said:
+    monkeypatch.setattr(method_costs, "METHOD_VARIANTS", {way: method_costs.METHOD_VARIANTS[way] for way in ways})
+    said = toast("plan", *words)
+    assert said.code == 0, said.err
+    return said
+
+
+def test_a_large_model_is_planned_without_weights_tokenizer_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7B weights in float16 are 13.5 GB; a step of LoRA on 512 tokens adds under 2 GB. Nothing of it is allocated."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = plan_texts(monkeypatch, *MODEL, "--tokens", "512", "--memory", "24GB", "--json", ways=("lora", "full"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+    found = json.loads(said.out)
+    lora, full = found["ways"]
+    assert lora["weights"] == pytest.approx(13.5e9, rel=0.01) and lora["trained"] == 32 * 2 * 8 * 2 * 4096 / 2
+    assert 13.5e9 < lora["memory"]["1"] < 15.5e9 and lora["largest"] > 4
+    assert full["memory"]["1"] > 16 * 6.7e9 and full["largest"] == 0
+    assert found["texts"]["longest"]["tokens"] == 512
+
+
+def test_the_longest_text_is_planned_as_well_as_the_typical_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    texts = [*instructions(40), {"instruction": "Say yes.", "input": "", "output": "yes " * 40}]
+    file, model = write_json(tmp_path / "a.json", texts), make_model(tmp_path / "m")
+    words = ("--backbone", f"llama:{model}", "--dataset", f"alpaca:{file}", "dataset.test_fraction=0")
+    said = plan_texts(monkeypatch, *words, "dataset.val_fraction=0", "--memory", "1GB", "--json")
+    found = json.loads(said.out)
+    (lora,), lengths = found["ways"], found["texts"]
+    assert lengths["longest"]["tokens"] > 160 > 80 > lengths["typical"]["tokens"]
+    assert lengths["longest"]["learned"] > 160 > 10 > lengths["typical"]["learned"]
+    assert lora["memory"]["64"] > 2 * lora["typical_memory"]["64"] and lora["largest"] < lora["typical_largest"]
+    assert lora["seconds_per_epoch"] is None
+    timed = plan_texts(monkeypatch, *words, "--memory", "1GB", "--time", "dataset.max_tokens=64", "--device", "cpu")
+    assert "time per epoch" in timed.out and "texts of 64 tokens (the longest)" in timed.out
+
+
+def test_lengths_are_estimated_and_said_to_be_without_a_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = write_json(tmp_path / "a.json", instructions(40))
+    said = plan_texts(monkeypatch, *MODEL, "--dataset", f"alpaca:{file}", "--memory", "24GB")
+    assert "no tokenizer of the model on this machine" in said.out and "--tokens" in said.out
+    assert "Fits into 24 GB" in said.out and "No weights were loaded" in said.out
+
+
+def test_a_dry_run_on_texts_has_no_settings_of_images(tmp_path: Path) -> None:
+    file, model = write_json(tmp_path / "a.json", instructions(40)), make_model(tmp_path / "m")
+    words = ("--backbone", f"llama:{model}", "--dataset", f"alpaca:{file}", "--device", "cpu", "--dry-run")
+    said = toast("tune", *words, "--method", "lora")
+    assert said.code == 0, said.err
+    first, *_, recipe = said.out.split("\n\n")
+    assert len(first.splitlines()) <= 8 and "first batch: input_ids" in first
+    assert recipe.startswith("backbone:") and "max_tokens" in recipe and "batch_size" in recipe
+    assert not any(word in recipe for word in ("images:", "workers:", "sampler:", "cache_views"))
+
+
+def test_what_cannot_be_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    toast("plan", *MODEL, "--memory", "1GB").fails(2, "takes texts", "--tokens 512", error="backbone.not-for-images")
+    toast("plan", "--backbone", "vit_demo", "--tokens", "9").fails(2, "takes images", error="cli.conflicting-options")
+    toast("plan", *MODEL, "--tokens", "9", "--time").fails(2, "--dataset", error="cli.conflicting-options")
+    monkeypatch.setattr(method_costs, "get_free_memory", lambda device: 1000)
+    said = toast("plan", "--backbone", "vit_demo", "--memory", "1GB", *TINY_DEMO)
+    said.fails(1, "too large", error="device.too-little-memory")

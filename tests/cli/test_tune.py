@@ -14,6 +14,8 @@ from safetensors import safe_open
 from tests.cli.conftest import TINY_DEMO, MakePictures, toast, toast_in_new_process
 from toast_cli.export import verification_worker
 from toast_cli.storage.run_folder import LOCK_FILE
+from toast_cli.training import loop
+from toast_cli.utils.errors import ToastError
 
 
 @pytest.fixture
@@ -43,6 +45,9 @@ def test_without_arguments_it_is_the_demo(here: Path) -> None:
     said = toast("tune", "--dry-run", *TINY_DEMO)
     assert said.code == 0
     assert "Recipe: demo/toast" in said.err
+    first, *_, recipe = said.out.split("\n\n")
+    assert len(first.splitlines()) <= 9 and first.startswith("samples:") and "first batch" in first
+    assert recipe.startswith("backbone:") and "images:" in recipe, "the recipe comes last"
     assert "name: vit_demo" in said.out and "first batch: image [20, 3, 64, 64]" in said.out
     assert "× the plain backbone's" in said.out
     assert not list(here.iterdir()), "a dry run writes nothing"
@@ -184,6 +189,10 @@ def test_another_image_size_and_shape_is_trained_shown_and_evaluated_alike(here:
     assert list((here / "seen").iterdir())
 
 
+def fail_with_a_full_disk(*_: Any) -> None:
+    raise ToastError("No space left on device.", code="disk.cannot-write")
+
+
 class TestWrongInput:
     """One clear message, the right exit code, nothing half-written."""
 
@@ -229,6 +238,24 @@ class TestWrongInput:
         assert [path.name for path in (here / "run").iterdir()] == ["notes.txt"]
         (here / "run" / "recipe.yaml").write_text("begun: true")
         toast("tune", "--output-dir", "run", *TINY_DEMO).fails(2, "--resume run", error="disk.already-exists")
+
+    @pytest.mark.parametrize("output_dir", [None, "deep/run", "empty"])
+    def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch, output_dir: str | None
+    ) -> None:
+        (here / "empty").mkdir()
+        where = [] if output_dir is None else ["--output-dir", output_dir]
+        monkeypatch.setattr(loop, "make_scheduler", fail_with_a_full_disk)
+        said = toast("tune", *TINY_DEMO, *where)
+        said.fails(1, "No space", error="disk.cannot-write")
+        assert "Nothing was trained" in said.err
+        assert [path.name for path in here.rglob("*")] == ["empty"]
+
+    def test_a_run_that_fails_later_keeps_its_folder(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop.TrainingLoop, "validate", fail_with_a_full_disk)
+        said = toast("tune", *TINY_DEMO, "--output-dir", "run")
+        said.fails(1, "No space", error="disk.cannot-write")
+        assert "Nothing was trained" not in said.err and (here / "run" / "recipe.yaml").is_file()
 
     def test_an_empty_or_missing_folder_is_named(self, here: Path) -> None:
         (here / "empty").mkdir()

@@ -48,7 +48,9 @@ class Card:
     weights, to the current name of those weights, so that older runs can be opened. `departures` are the options under
     which the backbone computes as the authors' code does where that departs from the paper, for checkpoints trained
     with it. `rebuild` builds the network from its options and a folder with its `Backbone.files`; None if those are
-    always empty.
+    always empty. `outline(options, levels)` builds the network on the meta device, which allocates nothing, in the data
+    type of its stored weights and without reading them: all of it, or only its first `levels`. A family that has none
+    is planned by building it.
 
     `image_size` (a side, or height and width, in pixels) and `licence` (an identifier such as "apache-2.0") describe
     the published weights; None if they take no images, or if it is not recorded. `published` is whether such weights
@@ -65,6 +67,7 @@ class Card:
     artifact: Path | None = None
     superseded: Mapping[str, str] = field(default_factory=dict)
     rebuild: Callable[[Any, Path], Backbone] | None = None
+    outline: Callable[[Any, int | None], Backbone] | None = None
     contract: int = CONTRACT_VERSION
     image_size: int | tuple[int, int] | None = None
     licence: str | None = None

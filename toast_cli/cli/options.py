@@ -94,7 +94,7 @@ ArtifactOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved recipe and its cost without training.")
+    bool, typer.Option("--dry-run", help="Print the cost of the run and the resolved recipe, without training.")
 ]
 AlphaOption = Annotated[
     float | None,

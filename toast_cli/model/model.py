@@ -176,6 +176,19 @@ class Model(nn.Module):
         return {name: state[name] for name in names if name.startswith(NETWORK_PREFIX) and name in state}
 
 
+class PlainPass(nn.Module):
+    """A plain pass of a model, without the layers that a method has added."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Tensor:
+        """Return the logits of the plain pass."""
+        with disable_peft_layers(self.model.backbone.module):
+            return self.model.forward_plain(inputs)
+
+
 def build_model(
     recipe: Recipe,
     classes: tuple[str, ...],

@@ -81,12 +81,13 @@ def parse_value(text: str, origin: str) -> Any:
     return _YamlReader(text, origin, numbered=False).read_document()
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: Recipe, leave_out: Any = None) -> str:
     """Return a resolved recipe as text that parses back to an equal recipe.
 
-    The text has every field, defaults included: first the sections, then the rest in the order of the schema.
+    The text has every field, defaults included: first the sections, then the rest in the order of the schema. Fields to
+    `leave_out` are in the notation of pydantic's `exclude`.
     """
-    values = recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json", exclude=leave_out)
     ordered: dict[str, Any] = {section: _put_name_first(values.pop(section)) for section in SECTIONS}
     return yaml.dump({**ordered, **values}, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=10_000)
 

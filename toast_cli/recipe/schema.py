@@ -158,6 +158,13 @@ class PretuningOptions(BaseOptions):
     )
 
 
+IMAGE_FIELDS = {
+    "images": True,
+    "training": {"workers", "sampler", "validate_attention", "cache_views"},
+}
+"""Fields of a recipe that concern images alone, in the notation of pydantic's `exclude`."""
+
+
 @dataclass(frozen=True)
 class RecipePlugins:
     """The registered objects that the sections of a recipe name, and all metrics. They are excluded from comparisons.

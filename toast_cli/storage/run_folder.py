@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,11 @@ class RunFolder:
     With several processes, only one `writes`. The methods of the others write nothing.
     """
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
+    def __init__(self, path: Path, writes: bool = True, made: Sequence[Path] = ()) -> None:
         self.path = path
         self.writes = writes
+        self.made = made
+        """The folders that `create` made, the innermost first."""
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -65,18 +68,31 @@ class RunFolder:
             ToastError: The folder cannot be created.
         """
         cls.require_free(path)
+        root = DEFAULT_RUNS_FOLDER if path is None else path
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
             else:
                 path = _create_numbered_folder(DEFAULT_RUNS_FOLDER, default_name)
+                made = [path, *made]
         except OSError as error:
             raise ToastError(
                 f"The run folder {path or DEFAULT_RUNS_FOLDER} could not be created.",
                 error.strerror or str(error),
                 code="disk.cannot-write",
             ) from error
-        return cls(path)
+        return cls(path, made=made)
+
+    def remove(self) -> None:
+        """Remove the files of a run that has not begun, and the folders that `create` made for it."""
+        if not self.writes:
+            return
+        for each in self.path.iterdir():
+            shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+        for folder in self.made:
+            with suppress(OSError):  # another run may be in it
+                folder.rmdir()
 
     @staticmethod
     def require_free(path: Path | None) -> None:

@@ -179,6 +179,16 @@ class Objective(ABC):
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Return the training loss, summed over the batch."""
 
+    def make_loss_probe(self, outputs: Tensor, sample: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return zeros as outputs for a sample, and that sample, to measure what the loss of its terms keeps.
+
+        `outputs` are those of a batch, of which only shape and type are used. A task whose loss grows in proportion to
+        its terms may return fewer of them.
+        """
+        import torch
+
+        return torch.zeros(outputs[:1].shape, dtype=outputs.dtype), sample
+
     def apply_mixup(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the batch with its samples mixed, for tasks that train with mixup."""
         return batch

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone
 
 
+PROBE_TOKENS = 17
+"""Tokens of the text on which the memory of the loss is measured."""
+
+
 class LanguageModelingOptions(NamedOptions):
     """Options of language modelling, which has none."""
 
@@ -80,6 +84,14 @@ class LanguageModeling(Objective):
     def loss(self, outputs: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Return the cross-entropy of the target tokens, summed."""
         return next_token_loss(outputs, batch["labels"])
+
+    def make_loss_probe(self, outputs: Tensor, sample: Mapping[str, Any]) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the outputs for a few tokens, all of them learned: those of a long text may not fit into memory."""
+        import torch
+
+        tokens = min(PROBE_TOKENS, outputs.shape[1])
+        labels = torch.zeros(1, tokens, dtype=torch.int64)
+        return torch.zeros(1, tokens, outputs.shape[2], dtype=outputs.dtype), {"labels": labels}
 
     def meter(self) -> LanguageMeter:
         """Return a new meter of loss and perplexity."""

@@ -57,7 +57,7 @@ class TrainingLoop:
         self.train, self.validation, self.validate_attention = train, validation, validate_attention
         self.folder, self.reporter, self.log, self.resumed = run.folder, run.reporter, run.log_metrics, run.resumed
         self.data, self.record_extension = run.session.data, run.record_extension
-        self.show_first_batch, self.throughput = run.show_first_batch, Throughput()
+        self.show_first_batch, self.mark_begun, self.throughput = run.show_first_batch, run.mark_begun, Throughput()
         self.accelerator, training = run.session.accelerator, run.session.recipe.training
         self.training = training
         self.steps_per_epoch = -(-len(train) // training.accumulate)
@@ -179,6 +179,7 @@ class TrainingLoop:
         is_logged = at.steps % self.training.log_every == 0
         norm = self._clip_gradients(measure=is_logged)
         self.optimizer.step()
+        self.mark_begun()
         if self.average is not None:
             self.average.update()
         self.tally.add_loss(value, total)

@@ -60,9 +60,9 @@ class Run:
     """A run in progress.
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
-    there was a checkpoint to resume from. `extension` has the changes of its recipe, and `lineage` the models that it
-    starts from. `automatic` holds the settings that were `auto`. `trackers` also receive the metrics, and the pictures
-    that `figures` draws.
+    there was a checkpoint to resume from. `begun` tells whether an optimizer step was done. `extension` has the changes
+    of its recipe, and `lineage` the models that it starts from. `automatic` holds the settings that were `auto`.
+    `trackers` also receive the metrics, and the pictures that `figures` draws.
     """
 
     session: Session
@@ -75,6 +75,7 @@ class Run:
     automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     folder: RunFolder = field(init=False)
     resumed: bool = field(default=False, init=False)
+    begun: bool = field(default=False, init=False)
     figures: RunFigures = field(default_factory=RunFigures, init=False)
     trackers: Trackers = field(init=False)
 
@@ -131,7 +132,8 @@ class Run:
     def open(self) -> Iterator[RunFolder]:
         """Create the run folder, with recipe and environment, or open the one to resume; yield it, locked.
 
-        On interruption, report the command that resumes the run.
+        On interruption, report the command that resumes the run. If an error ends a new run before its first step, its
+        folder is removed, as there is nothing to resume; unless the user can resume it without unreadable images.
 
         Raises:
             ToastError: the folder already exists, there is nothing to resume, or another process has locked the run.
@@ -143,14 +145,29 @@ class Run:
         except KeyboardInterrupt:
             self.reporter.report_interruption(self.command)
             raise
-        except ToastError as error:
-            if error.code == UNREADABLE_IMAGE:
+        except Exception as error:
+            if isinstance(error, ToastError) and error.code == UNREADABLE_IMAGE:
                 self.reporter.report_message(
                     f"To go on without images that cannot be read: {self.command} images.on_error=skip"
                 )
+            elif not (self.begun or self.resume):
+                self._remove_folder()
             elif isinstance(error.__cause__, OSError) and find_checkpoint(folder.checkpoints, "last") is not None:
                 self.reporter.report_message(f"After fixing this, resume with: {self.command}")
             raise
+
+    def mark_begun(self) -> None:
+        """Record that an optimizer step was done, so that the folder stays if the run fails."""
+        self.begun = True
+
+    def _remove_folder(self) -> None:
+        """Remove the folder of a run that failed before its first step."""
+        try:
+            self.folder.remove()
+        except OSError as error:  # it must not hide why the run failed
+            self.reporter.report_message(f"{self.folder.path} could not be removed: {error.strerror or error}")
+        else:
+            self.reporter.report_message(f"Nothing was trained, so {self.folder.path} was removed.")
 
     @cached_property
     def identity(self) -> DataIdentity:
@@ -301,18 +318,28 @@ class Run:
         if self.resume:
             assert path is not None
             return share_run_folder(accelerator, partial(RunFolder.reopen, path, self.extension is not None))
-        recipe, identity = self.session.recipe, self.identity  # before the folder is there: it may take time
-        folder = share_run_folder(accelerator, partial(RunFolder.create, path, get_default_run_name(recipe)))
-        chosen = self.automatic
+        _ = self.identity  # before the folder is there: it may take time
+        make = partial(RunFolder.create, path, get_default_run_name(self.session.recipe))
+        self.folder = share_run_folder(accelerator, make)
+        try:
+            self._write_records()
+        except Exception:
+            self._remove_folder()
+            raise
+        return self.folder
+
+    def _write_records(self) -> None:
+        """Write what the run folder records before the run starts."""
+        recipe, folder, chosen = self.session.recipe, self.folder, self.automatic
         note = "".join(f"# training.{name} was chosen automatically.\n" for name in chosen.numbers if name != "workers")
         folder.write_recipe(note + to_yaml(recipe))
-        folder.write_environment({**describe_environment(accelerator, recipe), "automatic": dict(chosen.numbers)})
+        environment = describe_environment(self.session.accelerator, recipe)
+        folder.write_environment({**environment, "automatic": dict(chosen.numbers)})
         if chosen.lr_range is not None:
             folder.write_lr_range(chosen.lr_range)
-        folder.write_data(identity.dump())
+        folder.write_data(self.identity.dump())
         if self.lineage.start:
             folder.write_lineage(self.lineage)
-        return folder
 
     def record_extension(self) -> None:
         """Write the changed recipe of a resumed run, and before it what changed; call when its state is restored."""

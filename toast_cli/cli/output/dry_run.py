@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 
 def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
-    """Print the resolved recipe, its size and cost, and the shapes of the first batch. Nothing is written.
+    """Print the size and cost of a run and the shapes of its first batch, notes, and the resolved recipe.
 
-    `labels` says whether the run needs labels.
+    Nothing is written. The recipe is printed without fields that do not concern the task. `labels` says whether the run
+    needs labels.
     """
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.safe_yaml import to_yaml
+    from toast_cli.recipe.schema import IMAGE_FIELDS
     from toast_cli.training.automatic.settings import choose_workers, describe_open_choices, fill_placeholders
     from toast_cli.training.optimization import describe_schedule
     from toast_cli.training.session import prepare_session
@@ -25,7 +27,7 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
     session = prepare_session(fill_placeholders(recipe), labels=labels, place=False)
     sizes = session.measure_model_sizes()
     batches = session.make_loader("train", train=True)
-    notes = [*describe_open_choices(recipe), *describe_schedule(session.recipe.training, len(batches))]
+    steps, *notes = describe_schedule(session.recipe.training, len(batches))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
     memory = session.estimate_memory(batches)
@@ -34,13 +36,12 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
         facts = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}
         print_json({"recipe": recipe.model_dump(mode="json"), **facts})
         return
-    for line in to_yaml(recipe).split("\n"):
-        print_line(line)
     own, plain = sizes["flops"], sizes["flops_plain"]
     lines = [
         "samples: " + ", ".join(f"{count:,} {name}" for name, count in samples.items()),
         *([f"classes: {len(session.data.classes)}"] if session.data.classes else []),
         *([signals] if (signals := _describe_steering(session.model)) else []),
+        steps,
         f"trainable parameters: {sizes['trained_parameters']:,} of {sizes['total_parameters']:,}",
         f"FLOPs per {sizes['flops_per']}: {own:.4g}, {own / plain:.2f} × the plain backbone's {plain:.4g}",
         str(memory),
@@ -49,12 +50,16 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
         "Dry run: nothing was trained or written.",
     ]
     for line in [
+        *lines,
+        "",
         *session.data.messages,
         *batches.notes,
         *session.describe_backbone(),
         *(() if session.start is None else session.start.messages),
+        *describe_open_choices(recipe),
         *notes,
-        *lines,
+        "",
+        *to_yaml(recipe, IMAGE_FIELDS if session.model.objective.target == "text" else None).splitlines(),
     ]:
         print_line(line)
 

@@ -107,6 +107,14 @@ class TextLoader:
         """Number of tokens of the longest text."""
         return max(len(text.ids) for text in self.texts)
 
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Number of tokens and of learned tokens of every text or block."""
+        return [
+            (len(text.ids), len(text.labels) - 1 - text.labels[1:].count(IGNORE_INDEX))  # nothing predicts the first
+            for text in self.texts
+        ]
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.mask_surplus_labels(self._loader)
 

@@ -52,7 +52,7 @@ def share_run_folder(accelerator: Accelerator, make: Callable[[], RunFolder]) ->
         ToastError: the first process could not make it. Every process raises the same error.
     """
     folder = call_in_first_process(accelerator, make)
-    return RunFolder(folder.path, writes=accelerator.is_main_process)
+    return RunFolder(folder.path, writes=accelerator.is_main_process, made=folder.made)
 
 
 def call_in_first_process(accelerator: Accelerator, call: Callable[[], T]) -> T:

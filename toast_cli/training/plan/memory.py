@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
@@ -31,9 +31,9 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class MemoryEstimate:
     """The memory of one process, in bytes.
 
-    `weights` counts all weights and buffers, and the moving average if there is one. `activations` counts the outputs
-    and the tensors saved for the backward pass. For a sharded model, the first three fields are this process's shards,
-    and `gathered` is the largest amount of parameters that is gathered at one time.
+    `weights` counts all weights and buffers, and the moving average if there is one. `activations` counts the outputs,
+    their gradient and the tensors saved for the backward pass. For a sharded model, the first three fields are this
+    process's shards, and `gathered` is the largest amount of parameters that is gathered at one time.
     """
 
     weights: int
@@ -94,28 +94,75 @@ def estimate_memory(
     sample is assumed to add as much as the second. The estimate does not include temporary memory of kernels, unused
     memory of the allocator, or differences between the tensors that CPU kernels and other kernels save.
     """
+    held = estimate_held_memory(model, training, accelerator.device)
+    memory = replace(held, activations=measure_activations(model, batch, accelerator).total)
+    if not training.shard:
+        return memory
+    n, sizes = accelerator.num_processes, [_count_bytes(part.parameters()) for part in get_sharded_modules(model)]
+    # The next module is gathered while one runs. Parameters outside these modules stay gathered throughout.
+    gathered = _count_bytes(model.parameters()) - sum(sizes) + sum(sorted(sizes)[-2:])
+    shards = {"weights": held.weights // n, "gradients": held.gradients // n, "optimizer": held.optimizer // n}
+    return replace(memory, **shards, gathered=gathered)
+
+
+def estimate_held_memory(model: Model, training: TrainingOptions, device: torch.device) -> MemoryEstimate:
+    """Return the memory that a step needs for any batch, without activations: weights, gradients, optimizer."""
     trained = list(model.get_trained_parameters().values())
+    weights = _count_bytes([*model.parameters(), *model.buffers()]) + (_count_bytes(trained) if training.ema else 0)
+    return MemoryEstimate(weights, _count_bytes(trained), _count_optimizer_bytes(trained, training, device), 0)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The bytes that a forward pass keeps for the backward pass.
+
+    `saved` is kept by the pass and the loss. The backward pass begins with the gradient of the outputs, of `outputs`
+    bytes, while all of it is still kept. With gradient checkpointing, it then also runs the levels again, one at a
+    time: a pass that keeps everything would keep `unchecked` in `levels` levels, at most `largest` in one.
+    """
+
+    saved: int
+    outputs: int
+    unchecked: int
+    largest: int
+    levels: int
+
+    @property
+    def total(self) -> int:
+        """Return the bytes that are kept at most."""
+        return self.saved + max(self.outputs, self.unchecked // self.levels, self.largest)
+
+    def extrapolate(self, larger: Activations, levels: int) -> Activations:
+        """Return the activations of a model with more levels of the same kind, from those of this and a larger one."""
+        return Activations(
+            extrapolate_to_levels((self.saved, larger.saved), (self.levels, larger.levels), levels),
+            self.outputs,
+            extrapolate_to_levels((self.unchecked, larger.unchecked), (self.levels, larger.levels), levels),
+            max(self.largest, larger.largest),
+            levels,
+        )
+
+
+def extrapolate_to_levels(measured: tuple[int, int], measured_levels: tuple[int, int], levels: int) -> int:
+    """Return the value at a number of levels on the line through the values at two other numbers of levels."""
+    (small, large), (few, more) = measured, measured_levels
+    return small + (large - small) * (levels - few) // (more - few)
+
+
+def measure_activations(model: Model, batch: Mapping[str, Tensor], accelerator: Accelerator) -> Activations:
+    """Measure what a training step on a batch keeps for the backward pass."""
     backbone, was_training = model.backbone, model.training
     model.train()
-    dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+    dtype, unchecked, by_level = AUTOCAST_DTYPES.get(accelerator.mixed_precision), 0, [0]
     with torch.random.fork_rng(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         outputs, saved, _ = _measure_forward(model, batch)
         saved += outputs.nbytes + _count_bytes_saved_by_loss(model, outputs, batch)
         if backbone.checkpointing:
-            # The backward pass runs the levels again one at a time, and needs the memory of the largest.
             backbone.checkpointing = False
-            _, total, by_level = _measure_forward(model, batch)
-            saved += max([total // len(backbone.levels), *by_level])
+            _, unchecked, by_level = _measure_forward(model, batch)
             backbone.checkpointing = True
-        optimizer = _count_optimizer_bytes(trained, training)
     model.train(was_training)
-    weights = _count_bytes([*model.parameters(), *model.buffers()]) + (_count_bytes(trained) if training.ema else 0)
-    if not training.shard:
-        return MemoryEstimate(weights, _count_bytes(trained), optimizer, saved)
-    n, sizes = accelerator.num_processes, [_count_bytes(part.parameters()) for part in get_sharded_modules(model)]
-    # The next module is gathered while one runs. Parameters outside these modules stay gathered throughout.
-    gathered = _count_bytes(model.parameters()) - sum(sizes) + sum(sorted(sizes)[-2:])
-    return MemoryEstimate(weights // n, _count_bytes(trained) // n, optimizer // n, saved, gathered)
+    return Activations(saved, outputs.nbytes, unchecked, max(by_level, default=0), len(backbone.levels))
 
 
 def estimate_memory_by_batch_size(
@@ -192,17 +239,31 @@ def _measure_forward_with_fake_tensors(model: Model, batch: Mapping[str, Tensor]
     """Measure with fake tensors."""
     # Tensors that the network itself creates also become fake.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # Tensors of each module, because weights may be tied and the head may be a module of the backbone.
-    own: dict[str, Tensor] = {
-        f"{place}.{name}".lstrip("."): mode.from_tensor(tensor)
-        for place, module in model.named_modules()
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    }
+    own = make_fake_tensors(model, mode)
     inputs = tree_map_only(Tensor, mode.from_tensor, model.objective.inputs(batch))
     counter = _SavedTensorCounter(excluded=own.values())
     with _track_levels(model, counter), torch.enable_grad(), mode, counter:
         outputs = functional_call(model, own, (inputs,), tie_weights=False)
     return outputs, counter.count_bytes(), counter.count_bytes_by_level()
+
+
+def make_fake_tensors(module: nn.Module, mode: FakeTensorMode) -> dict[str, Tensor]:
+    """Return the tensors of a module by name as fake ones; those on the meta device become fake ones of the CPU.
+
+    They are named by module, because weights may be tied and the head may be a module of the backbone.
+    """
+
+    def make_fake(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return mode.from_tensor(tensor)
+        fake = FakeTensor(mode, tensor.detach(), torch.device("cpu"))
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    return {
+        f"{place}.{name}".lstrip("."): make_fake(tensor)
+        for place, part in module.named_modules()
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
 
 
 def _measure_forward_with_real_tensors(model: Model, batch: Mapping[str, Tensor]) -> tuple[Tensor, int, list[int]]:
@@ -243,16 +304,20 @@ def _count_bytes_saved_by_loss(model: Model, outputs: Tensor, batch: Mapping[str
     objective = model.objective
     samples = [{name: tensor[at : at + 1] for name, tensor in batch.items()} for at in range(len(outputs))]
     counts = [objective.count(sample) for sample in samples]
-    sample, most = samples[counts.index(max(counts))], max(counts)
-    logits = torch.zeros(outputs[:1].shape, dtype=outputs.dtype, requires_grad=True)
-    with torch.enable_grad(), _SavedTensorCounter(excluded=[logits]) as counter:
-        objective.loss(logits, sample)
-    return counter.count_bytes() * sum(counts) // max(most, 1)
+    probe, sample = objective.make_loss_probe(outputs, samples[counts.index(max(counts))])
+    probe.requires_grad_()
+    with torch.enable_grad(), _SavedTensorCounter(excluded=[probe]) as counter:
+        objective.loss(probe, sample)
+    return counter.count_bytes() * sum(counts) // max(objective.count(sample), 1)
 
 
-def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions) -> int:
-    """Return the bytes of the optimizer's state, scaled up from one step on a small matrix."""
-    probe = nn.Linear(64, 64, bias=False)
+def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions, device: torch.device) -> int:
+    """Return the bytes of the optimizer's state, scaled up from one step on a small matrix on the device.
+
+    A few optimizers run only on the device of the run.
+    """
+    with torch.random.fork_rng():
+        probe = nn.Linear(64, 64, bias=False, device=device)
     optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None}))
     probe.weight.grad = torch.zeros_like(probe.weight)
     optimizer.step()
