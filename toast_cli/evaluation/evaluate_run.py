@@ -12,7 +12,7 @@ from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, ope
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
-from toast_cli.training.class_warnings import describe_weak_classes
+from toast_cli.training.class_warnings import describe_weak_answers, describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -74,6 +74,7 @@ def evaluate_run(
     if answers is not None and on_answers is not None and run.accelerator.is_main_process:
         on_answers(answers)
     warnings = describe_weak_classes(split, meter.class_counts(), session.data.classes)
+    warnings += describe_weak_answers(split, metrics)
     if request.dataset is None and {"train", "val"} & set(parts):
         warnings.append(f"{split}: the model was trained on train and selected on val, so only test is unseen.")
     return {

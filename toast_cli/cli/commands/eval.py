@@ -11,6 +11,12 @@ from toast_cli.cli import options
 
 
 def run_eval(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="With --dataset: fields of that data set, e.g. dataset.image_column=file."
+        ),
+    ] = None,
     run: options.RunsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
@@ -97,7 +103,7 @@ def run_eval(
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
 
-    if judge is not None and dataset is not None:
+    if judge is not None and (dataset is not None or overrides):
         raise UsageError(
             "--judge and --dataset cannot be combined: the questions are the data.", code="cli.conflicting-options"
         )
@@ -165,12 +171,14 @@ def run_eval(
     elif attention or sweep:
         request = AttentionEvalRequest(
             runs[0], dataset, data_dir, split, weights, device, precision, alpha, limit, layer,
-            options.parse_head(head), curve_images,
+            options.parse_head(head), curve_images, overrides=tuple(overrides or ()),
         )  # fmt: skip
         results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
-            run_request = RunRequest(runs[0], dataset, data_dir, split, weights, device, precision, alpha)
+            run_request = RunRequest(
+                runs[0], dataset, data_dir, split, weights, device, precision, alpha, overrides=tuple(overrides or ())
+            )
             answers: list[SplitAnswers] = []
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
             results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)

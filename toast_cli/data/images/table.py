@@ -73,7 +73,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
             training image.
     """
     file = find_file(options.path, data_dir, "table:FILE")
-    separator = find_separator(file, (options.image_column, options.label_column))
+    separator = find_separator(file, (options.image_column, *_list_label_columns(options)))
     rows = list(_read_rows(file, separator))
     if not rows:
         raise ToastError(
@@ -150,6 +150,17 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     )
 
 
+def list_table_columns(options: TableOptions, data_dir: Path | None) -> list[str]:
+    """Return the names of the columns of a table.
+
+    Raises:
+        ToastError: the file does not exist, or cannot be read.
+    """
+    file = find_file(options.path, data_dir, "table:FILE")
+    separator = find_separator(file, (options.image_column, *_list_label_columns(options)))
+    return _read_header(file, separator) if separator else list(_read_parquet(file).column_names)
+
+
 SOURCE = DataSource(
     TableOptions,
     open_table,
@@ -158,23 +169,23 @@ SOURCE = DataSource(
         "path,label,split,x,y,width,height\nimages/1.jpg,wren,train,12,30,110,80\nimages/2.jpg,robin,test,8,15,90,120"
     ),
     task_by_option=TASK_BY_OPTION,
+    list_columns=list_table_columns,
 )
 
 
-def list_table_images(file: Path) -> list[str]:
+def list_table_images(file: Path, column: str) -> list[str]:
     """Return the path of the image in every row of a table, as it is written. Labels and splits are not read.
 
     Raises:
-        ToastError: the table cannot be read, has no column of paths, or a row has no path.
+        ToastError: the table cannot be read, has no such `column` of paths, or a row has no path.
     """
-    column: str = TableOptions.model_fields["image_column"].default
     paths = []
     for number, row in enumerate(_read_rows(file, find_separator(file, [column]))):
         if column not in row:
             raise ToastError(
                 f"{file} has no column '{column}'.",
                 f"Its columns are {', '.join(row)}.",
-                f"Call the column with the images' paths '{column}'.",
+                "Name the column with the images' paths: dataset.image_column=NAME.",
                 code="data.missing-column",
             )
         paths.append(str(_get_cell(file, number, row, column)))
@@ -201,11 +212,15 @@ def find_separator(file: Path, columns: Sequence[str]) -> str:
         )
 
     def rate(separator: str) -> tuple[int, int, bool]:
-        with _open_text_table(file) as lines:
-            header = next(csv.reader(lines, delimiter=separator), [])
+        header = _read_header(file, separator)
         return len(set(columns) & set(header)), len(header), separator == usual
 
     return max(SEPARATOR_NAMES, key=rate)
+
+
+def _read_header(file: Path, separator: str) -> list[str]:
+    with _open_text_table(file) as lines:
+        return next(csv.reader(lines, delimiter=separator), [])
 
 
 def _read_rows(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:

@@ -207,14 +207,14 @@ def open_shared_samples(request: PredictionRequest, run: OpenedRun) -> Predictio
     """Find the images or prompts in every process, and check that all of them find the same ones.
 
     Raises:
-        UsageError: a source does not exist.
+        UsageError: a source does not exist, or an override is invalid.
         ToastError: a source cannot be read or has no samples, or the processes find different ones.
     """
     samples: PredictionSamples | None = None
     error = None
     open_samples: Any = open_prompts if run.model.objective.target == "text" else open_prediction_images
     try:
-        samples = open_samples(request.sources, run.recipe, request.split)
+        samples = open_samples(request.sources, run.recipe, request.split, request.run.overrides)
     except ToastError as caught:
         error = caught
     raise_together(error)
