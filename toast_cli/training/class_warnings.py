@@ -102,8 +102,8 @@ def describe_small_validation(metrics: Mapping[str, Any] | None, epochs: int) ->
         return []
     low, high = interval
     return [
-        f"val: {_count_images(metrics['images'])} are too few to choose an epoch by: the 95% interval of the accuracy is "
-        f"{low:.1%} to {high:.1%}, {100 * (high - low):.0f} points wide. Set dataset.val_fraction higher, or "
+        f"val: {_count_images(metrics['images'])} are too few to choose an epoch by: the 95% interval of the accuracy "
+        f"is {low:.1%} to {high:.1%}, {100 * (high - low):.0f} points wide. Set dataset.val_fraction higher, or "
         "task.select=loss, which is less noisy."
     ]
 

@@ -82,7 +82,9 @@ def run_eval(
     report: Annotated[
         bool,
         typer.Option(
-            "--report", help="Also write an HTML page with the numbers, the classes and the worst mistakes as images."
+            "--report",
+            help="Also write an HTML page with the numbers, those of each class or label, and the worst mistakes as "
+            "images.",
         ),
     ] = False,
     out: Annotated[
@@ -181,7 +183,7 @@ def run_eval(
             )
             answers: list[SplitAnswers] = []
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
-            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)
+            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_answers=report, flips=tta)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['data']}", results)
         try:
             for each in answers:

@@ -18,6 +18,7 @@ from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.labelled_rows import label_rows
+from toast_cli.data.labels import read_decimal_commas
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
 from toast_cli.data.splits import TASK_BY_OPTION, TargetOptions, complete_splits, make_train_val_test_splits
@@ -83,6 +84,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         )
     columns = list(rows[0])
     _require_columns(file, columns, options)
+    decimals = [] if separator == "," else _replace_decimal_commas(rows, columns, options)
     spelled: dict[str, set[str]] = {}
     parts = [_get_split(file, number, row, options, spelled) for number, row in enumerate(rows)]
     require_known_names(options.split_names, set(chain(*spelled.values())), str(file), "split")
@@ -139,6 +141,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     split_notes = [f"{file}: read {', '.join(renamed)}"] if renamed else []
     if separator and separator != SEPARATORS_BY_SUFFIX[file.suffix.lower()]:
         split_notes.insert(0, f"{file}: its columns are separated by {SEPARATOR_NAMES[separator]}")
+    if decimals:
+        split_notes.append(f"{file}: read with decimal commas: {', '.join(decimals)}")
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
     return DataSet(
@@ -223,7 +227,7 @@ def _read_header(file: Path, separator: str) -> list[str]:
         return next(csv.reader(lines, delimiter=separator), [])
 
 
-def _read_rows(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:
+def _read_rows(file: Path, separator: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, by column name; `separator` is empty for Parquet."""
     if not separator:
         yield from _read_parquet(file).to_pylist()
@@ -313,6 +317,18 @@ def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOp
         return Box(*numbers)
     except ValueError as error:
         raise _make_row_error(file, number, str(error)) from None
+
+
+def _replace_decimal_commas(rows: Sequence[dict[str, Any]], columns: Sequence[str], options: TableOptions) -> list[str]:
+    """Write points for the decimal commas in columns of numbers and boxes, and return the names of these columns."""
+    found = []
+    for column in dict.fromkeys((*options.target_columns, *options.box_columns)):
+        numbers = read_decimal_commas([row[column] for row in rows]) if column in columns else None
+        if numbers is not None:
+            found.append(column)
+            for row, number in zip(rows, numbers, strict=True):
+                row[column] = number
+    return found
 
 
 def _list_label_columns(options: TableOptions) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ class PredictionResult:
     Attributes:
         summary: what the table holds; without one, the images that were read now, and the broken ones.
         read: number of samples that were read now.
+        kept: number of samples that were in the files already.
         seconds: how long that took.
         answers: the columns of the table; None without one.
         table: the table, if there is one.
@@ -80,6 +81,7 @@ class PredictionResult:
 
     summary: PredictionSummary
     read: int
+    kept: int
     seconds: float
     answers: Answers | None
     table: PredictionTable | None
@@ -157,7 +159,9 @@ def write_predictions(
     if table is not None and answers is not None:
         summary = first(partial(table.finish, order, answers.labels))
     vectors = None if features is None else first(partial(features.finish, order))
-    return PredictionResult(summary, len(read), seconds, answers, table, get_noun(run), vectors)
+    return PredictionResult(
+        summary, len(read), len(samples.names) - len(read), seconds, answers, table, get_noun(run), vectors
+    )
 
 
 def get_noun(run: OpenedRun) -> str:

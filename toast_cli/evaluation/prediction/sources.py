@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from toast_cli import registry
 from toast_cli.data.base import DataSet, Sample, get_image_splits, set_white
 from toast_cli.data.images.archive_index import ArchiveIndex, open_archive_index
-from toast_cli.data.images.file_formats import HEIF_SUFFIXES
 from toast_cli.data.images.folder_scan import (
     DiskFolder,
     FolderContents,
     describe_unread_files,
+    is_heif_name,
     is_image_name,
     summarize_file_names,
 )
@@ -181,15 +181,25 @@ def _make_files(root: Path, names: Sequence[str], notes: Sequence[str] = ()) -> 
 
 
 def _open_folder(folder: Path) -> SourceImages:
-    """Return the images below a folder, sorted. HEIC files are among them: reading one says what is missing."""
-    found = DiskFolder(folder).list_files_recursively()
-    heif = [name for name in found.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
-    others = sorted(set(found.others) - set(heif))
-    notes = describe_unread_files(str(folder), [FolderContents([], others, found.links)])
-    names = sorted([*found.images, *heif])
-    if not names:
-        raise ToastError(f"No images found in {folder}.", notes, EXPECTED_SOURCES, code="data.no-images")
+    """Return the images below a folder."""
+    names, notes = _list_images(str(folder), DiskFolder(folder).list_files_recursively())
     return _make_files(folder, names, notes)
+
+
+def _list_images(place: str, found: FolderContents) -> tuple[list[str], list[str]]:
+    """Return the images in a folder or an archive, sorted, and notes on what is not read.
+
+    HEIC files are among the images: reading one says what is missing.
+
+    Raises:
+        ToastError: there are no images.
+    """
+    heif = [name for name in found.others if is_heif_name(name)]
+    others = [name for name in found.others if not is_heif_name(name)]
+    notes, names = describe_unread_files(place, [FolderContents([], others, found.links)]), [*found.images, *heif]
+    if not names:
+        raise ToastError(f"No images found in {place}.", notes, EXPECTED_SOURCES, code="data.no-images")
+    return sorted(names), notes
 
 
 def _open_table(file: Path, recipe: Recipe, overrides: Sequence[str]) -> SourceImages:
@@ -206,16 +216,9 @@ def _open_table(file: Path, recipe: Recipe, overrides: Sequence[str]) -> SourceI
 def _open_archive(file: Path) -> SourceImages:
     """Return the images in a zip or tar file."""
     index = open_archive_index(file)
-    notes = [*index.notes, *describe_unread_files(str(file), [FolderContents([], index.others)])]
-    heif = [name for name in index.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
-    if heif:
-        notes.append(f"{file}: HEIC images, read only with pillow-heif (pip install pillow-heif): {len(heif):,}")
-    if not index.members:
-        raise ToastError(f"No images found in {file}.", notes, code="data.no-images")
-    names = sorted(index.members)
-    return SourceImages(
-        FileSplit(index, tuple(names), (0,) * len(names)), tuple(str(index / name) for name in names), tuple(notes)
-    )
+    names, notes = _list_images(str(file), index.list_files_recursively())
+    split = FileSplit(index, tuple(names), (0,) * len(names))
+    return SourceImages(split, tuple(str(index / name) for name in names), (*index.notes, *notes))
 
 
 def _open_shards(path: str, recipe: Recipe) -> Iterator[SourceImages]:
@@ -236,7 +239,7 @@ def _open_pattern(pattern: str) -> Iterator[SourceImages]:
     """Yield the images, folders and archives that match a pattern with *, ?, [...] or **."""
     matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     suffixes = {match: Path(match).suffix.lower() for match in matches}
-    files = [match for match in matches if is_image_name(match) or suffixes[match] in HEIF_SUFFIXES]
+    files = [match for match in matches if is_image_name(match) or is_heif_name(match)]
     others = [match for match in matches if match not in set(files)]
     folders = [Path(match) for match in others if _is_folder(Path(match))]
     archives = [Path(match) for match in others if suffixes[match] in (".zip", ".tar")]
@@ -314,9 +317,7 @@ def select_splits(splits: Mapping[str, T], source: str, split: str | None) -> di
     return {split: splits[split]}
 
 
-def _open_dataset(
-    source: str, recipe: Recipe, split: str | None, overrides: Sequence[str]
-) -> Iterator[SourceImages]:
+def _open_dataset(source: str, recipe: Recipe, split: str | None, overrides: Sequence[str]) -> Iterator[SourceImages]:
     """Yield the splits of a data set."""
     splits = get_image_splits(open_dataset(source, recipe, overrides), source)
     for each in select_splits(splits, source, split).values():
