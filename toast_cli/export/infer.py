@@ -135,9 +135,14 @@ def classify_files() -> int:
     return 1 if broken else 0
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the script and return its exit code. A reader that has read enough, such as `head`, ends it quietly."""
     try:
-        sys.exit(classify_files())
-    except BrokenPipeError:  # the reader, such as 'head', has read enough
+        return classify_files()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -131,6 +131,8 @@ def test_an_evaluation_gets_its_own_folder_again_and_one_of_other_data_another(t
     assert chosen_folder(ANSWERS, run) == first
     assert chosen_folder(ANSWERS, run, alpha=0.5).name == "pets-test-alpha0.5"
     assert chosen_folder(replace(ANSWERS, split="val"), run).name == "pets-val"
+    spaced = replace(ANSWERS, data={"name": "folder", "path": "my pets (2024)"})
+    assert chosen_folder(spaced, run).name == "my-pets--2024--test"
 
 
 def test_the_folder_lies_in_the_run_of_an_adapter_and_beside_an_output_file(

@@ -175,6 +175,13 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
     assert "precision = 'fp8' (from --precision)" in message
 
 
+def test_settings_that_nobody_changed_are_dropped_in_silence() -> None:
+    start = resolve_recipe(dataset="folder:pets", backbone="vit_b", overrides=["dataset.val_fraction=0.3"]).recipe
+    found = resolve_recipe(init_from="first", dataset="table:pets.csv", start=start.model_dump(mode="json"))
+    (dropped,) = [message for message in found.messages if "Dropped" in message]
+    assert dropped == "Dropped because they belong to what was replaced: dataset.val_fraction."
+
+
 def test_a_run_continues_at_a_tenth_of_the_rate_and_not_at_a_hundredth() -> None:
     start = resolve_recipe(backbone="vit_b", overrides=["training.lr=0.003", "training.head_lr=0.01"]).recipe
     values = start.model_dump(mode="json")
