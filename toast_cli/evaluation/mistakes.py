@@ -37,7 +37,8 @@ def rate_answers(answers: SplitAnswers) -> np.ndarray:
     if answers.target == "labels":
         distance = np.abs(columns["probability"] - np.array(answers.thresholds)) + np.finfo(np.float64).tiny
         return np.where(wrong, distance, 0.0).max(axis=1)
-    return np.where(wrong, np.nan_to_num(columns["probability"]) + np.finfo(np.float64).tiny, 0.0)
+    probability = np.nan_to_num(columns["probability"].astype(np.float64))
+    return np.where(wrong, probability + np.finfo(np.float64).tiny, 0.0)
 
 
 def count_mistakes(answers: SplitAnswers) -> int:

@@ -134,7 +134,7 @@ def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None
     for number in range(9):
         (root / f"test/a/{number}.txt").touch()
     assert (
-        "11 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 6 more)" in opened(root).notes[0]
+        "10 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 5 more)" in opened(root).notes[0]
     )
 
 

@@ -176,10 +176,10 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
 
 
 def test_settings_that_nobody_changed_are_dropped_in_silence() -> None:
-    start = resolve_recipe(dataset="folder:pets", backbone="vit_b", overrides=["dataset.val_fraction=0.3"]).recipe
-    found = resolve_recipe(init_from="first", dataset="table:pets.csv", start=start.model_dump(mode="json"))
+    start = resolve_recipe(recipe="fgvc/birds-a", overrides=["dataset.shots=3"]).recipe.model_dump(mode="json")
+    found = resolve_recipe(init_from="first", dataset="folder:pets", method="toast", start=start)
     (dropped,) = [message for message in found.messages if "Dropped" in message]
-    assert dropped == "Dropped because they belong to what was replaced: dataset.val_fraction."
+    assert dropped == "Dropped because they belong to what was replaced: dataset.shots."
 
 
 def test_a_run_continues_at_a_tenth_of_the_rate_and_not_at_a_hundredth() -> None:

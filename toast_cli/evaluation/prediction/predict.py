@@ -71,7 +71,6 @@ class PredictionResult:
     Attributes:
         summary: what the table holds; without one, the images that were read now, and the broken ones.
         read: number of samples that were read now.
-        kept: number of samples that were in the files already.
         seconds: how long that took.
         answers: the columns of the table; None without one.
         table: the table, if there is one.
@@ -81,12 +80,16 @@ class PredictionResult:
 
     summary: PredictionSummary
     read: int
-    kept: int
     seconds: float
     answers: Answers | None
     table: PredictionTable | None
     noun: str
     vectors: int | None = None
+
+    @property
+    def kept(self) -> int:
+        """The number of samples that were in the files already."""
+        return self.summary.images - self.read
 
 
 Batches = Callable[[Any, Mapping[str, Cell]], Iterator[dict[int, PredictedSample]]]
@@ -160,7 +163,7 @@ def write_predictions(
         summary = first(partial(table.finish, order, answers.labels))
     vectors = None if features is None else first(partial(features.finish, order))
     return PredictionResult(
-        summary, len(read), len(samples.names) - len(read), seconds, answers, table, get_noun(run), vectors
+        summary, len(read), seconds, answers, table, get_noun(run), vectors
     )
 
 
