@@ -46,7 +46,7 @@ def _keep_columns(section: dict[str, str], recipe: Recipe, data_dir: str | None)
     options = recipe.dataset.model_copy(update=section)
     columns = set(source.list_columns(options, None if data_dir is None else Path(data_dir).expanduser()))
     for name in COLUMN_FIELDS:
-        if columns.issuperset([own[name]] if isinstance(own[name], str) else own[name]):
+        if name in own and columns.issuperset([own[name]] if isinstance(own[name], str) else own[name]):
             kept[name] = own[name]
     if "box_columns" in kept:
         kept["box_corners"] = own["box_corners"]

@@ -177,11 +177,11 @@ def _is_default(values: Mapping[str, Any], name: str) -> bool:
     if section not in SECTIONS or not isinstance(content, dict):
         return False
     try:
-        field = load_plugin(section, content["name"]).options.model_fields[key]
-    except (KeyError, ToastError):  # the user's own mistake, which the validation names
+        field, value = load_plugin(section, content["name"]).options.model_fields[key], content[key]
+    except (KeyError, ToastError):  # an unknown field or plugin, which the validation names
         return False
     default = field.get_default(call_default_factory=True)
-    return json.dumps(default, default=str) == json.dumps(content[key], default=str)
+    return json.dumps(default, default=str) == json.dumps(value, default=str)
 
 
 def _draft_from_start(start: Mapping[str, Any], dataset: str | None) -> tuple[PartialRecipe, str, list[str]]:

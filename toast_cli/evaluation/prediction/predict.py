@@ -162,9 +162,7 @@ def write_predictions(
     if table is not None and answers is not None:
         summary = first(partial(table.finish, order, answers.labels))
     vectors = None if features is None else first(partial(features.finish, order))
-    return PredictionResult(
-        summary, len(read), seconds, answers, table, get_noun(run), vectors
-    )
+    return PredictionResult(summary, len(read), seconds, answers, table, get_noun(run), vectors)
 
 
 def get_noun(run: OpenedRun) -> str:
