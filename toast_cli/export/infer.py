@@ -135,7 +135,7 @@ def classify_files() -> int:
     return 1 if broken else 0
 
 
-def main() -> int:
+def run_script() -> int:
     """Run the script and return its exit code. A reader that has read enough, such as `head`, ends it quietly."""
     try:
         return classify_files()
@@ -145,4 +145,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script())
