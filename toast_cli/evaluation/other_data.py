@@ -31,7 +31,7 @@ def choose_dataset(choice: str, recipe: Recipe, data_dir: str | None, overrides:
         ToastError: the data is a table that cannot be read.
     """
     section = expand_shorthand("dataset", choice)
-    kept = {}
+    kept: dict[str, Any] = {}
     if section["name"] == recipe.dataset.name:
         kept = _keep_columns(section, recipe, data_dir)
     return build_dataset_options(choice, {**kept, **section}, overrides).model_dump(mode="json")

@@ -62,7 +62,7 @@ def describe_weak_answers(split: str, metrics: Mapping[str, Any] | None) -> list
 
     `metrics` are those of several labels or of numbers; others give no warnings.
     """
-    metrics, found = metrics or {}, []
+    metrics, found = metrics or {}, list[str]()
     if (f1 := metrics.get("label_f1")) is not None:
         absent = [name for name, value in f1.items() if value is None]
         zero = [quote_class_name(name) for name, value in f1.items() if value == 0]

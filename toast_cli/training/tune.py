@@ -168,8 +168,10 @@ def run_tuning(
             )
         test, answers, warnings = None, list[SplitAnswers](), describe_small_validation(best.metrics, training.epochs)
         if best.metrics is not None and data.target == "labels":
-            chosen = (data.splits["val"].labels, data.classes, training.epochs, model.objective.calibrates)  # type: ignore[attr-defined]
-            warnings += describe_small_label_validation(*chosen)
+            images: Any = data.splits["val"]
+            warnings += describe_small_label_validation(
+                images.labels, data.classes, training.epochs, model.objective.calibrates
+            )
         warnings += describe_divergence(loop.losses, training.lr)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
