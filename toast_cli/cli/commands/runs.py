@@ -39,7 +39,7 @@ def runs(context: typer.Context) -> None:
 
 @app.command("ls")
 def print_runs(root: RootOption = DEFAULT_ROOT, as_json: options.JsonOption = False) -> None:
-    """List the runs in a folder, the newest first, with their data, method, numbers, age and size.
+    """List the runs, the newest first, with their data, method, numbers, age and size.
 
     Runs with an --output-dir outside of runs/ are listed with --root.
     """
