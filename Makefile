@@ -13,7 +13,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: install demo test-fast test test-all lint hooks docs docs-serve dist lock clean
+.PHONY: install demo test-fast test test-all test-trackers lint hooks docs docs-serve dist lock clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,12 @@ test: $(VENV)/installed lint
 
 test-all: $(VENV)/installed lint
 	$(PYTEST) -m "not slow and not gpu"
+
+# The trackers with their libraries, each in its offline mode, in an environment of their own: the lock has none of them.
+test-trackers:
+	$(MAKE) install VENV=$(VENV)-trackers
+	$(subst $(VENV),$(VENV)-trackers,$(BIN))/python -m pip install --quiet --editable ".[trackers]"
+	$(subst $(VENV),$(VENV)-trackers,$(PYTEST)) -rs tests/unit/training/test_trackers.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -66,4 +72,4 @@ lock: pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-trackers

@@ -28,11 +28,15 @@ def test_a_run_and_its_exports_are_continued_on_other_classes(
         assert "new, with fresh rows: 'circle', 'fox'" in told and "dropped: " in told
     assert "Not compared with the data" in told, "an export has no record of its data"
     again = toast("tune", "--init-from", here / "0", "--output-dir", here / "2", *SHORT)
-    assert "0 (linear on folder, seed 0), which starts from" in " ".join(again.err.split()), again.err
+    assert "0 (linear on pictures, seed 0), which starts from" in " ".join(again.err.split()), again.err
     assert [step["kind"] for step in read_lineage(here / "2").start] == ["tuned", "tuned"]
     assert toast("export", "--run", here / "2", "--format", "safetensors", "--out", "two").code == 0
     assert str(here).encode() not in (here / "two.safetensors").read_bytes()
     assert "Start: " in (here / "2" / "adapter" / "README.md").read_text()
+    assert [(step["dataset"], step["data"]) for step in read_lineage(here / "2").start] == [
+        ("demo", "demo"),
+        ("folder", "pictures"),
+    ]
     dry = toast("tune", "--init-from", here / "0", "--dry-run", *SHORT)
     assert dry.code == 0 and "Start: " in dry.out
 

@@ -326,5 +326,12 @@ class TestShow:
         assert sheet("train", crops) != sheet("train", "images.augment=none")
         assert sheet("test", crops) == sheet("test", "images.augment=none")
 
+    def test_the_data_set_may_be_given_as_elsewhere(self, root: Path, here: Path) -> None:
+        said = toast("data", "show", "--dataset", f"folder:{root}", "images.augment=flip", "--images", "2")
+        assert said.code == 0 and (here / "contact-sheet.png").is_file(), said.err
+        assert toast("data", "check", "--dataset", f"folder:{root}", "dataset.val_fraction=0.3").code == 0
+        toast("data", "check", "demo", "--dataset", "demo").fails(2, error="cli.conflicting-options")
+        toast("data", "show").fails(2, "toast data ls", error="cli.missing-option")
+
     def test_a_split_that_is_not_there_is_refused(self, root: Path) -> None:
         toast("data", "show", f"folder:{root}", "--split", "dev").fails(2, "'dev'", error="data.unknown-split")

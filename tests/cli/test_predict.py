@@ -37,6 +37,21 @@ def test_images_are_listed_and_broken_ones_at_the_end(toast_run: Path, here: Pat
     assert list(here.glob("*.jsonl")) == []
 
 
+def test_a_resumed_table_says_what_is_new(toast_run: Path, here: Path, pictures: MakePictures) -> None:
+    folder = pictures(cat=3)
+    (folder / "cut.png").write_bytes(b"")
+    words = ["predict", folder, "--run", toast_run, "--out", "t.csv"]
+    assert "3 of 4 images labelled, 1 could not be read (" in toast(*words).err
+    again = toast(*words, "--resume")
+    assert "Nothing new: 3 of 4 images were labelled already, 1 could not be read\n" in again.err
+    assert "per second" not in again.err
+    (folder / "cat" / "0.png").rename(folder / "cat" / "new.png")
+    said = toast(*words, "--resume").err  # the row of a file that is gone stays
+    assert "4 of 5 images labelled, 1 of them now, 1 could not be read (" in said
+    record = json.loads(toast(*words, "--resume", "--json").out)
+    assert record["kept"] == 4 and record["images_per_second"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

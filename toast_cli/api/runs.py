@@ -120,7 +120,7 @@ def tune(
     data = _to_python_data(dataset, classes)
     reporter: Reporter = LineReporter() if progress else Reporter()
     overrides = {**(overrides or {}), **_to_dotted_names(fields)}
-    texts = [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in overrides.items()]
+    texts = _to_texts(overrides)
     changes: list[str] = []
     if resume is not None:
         given, changes = [name for name, value in options.items() if value is not None], texts
@@ -164,6 +164,7 @@ def evaluate(
     device: str | None = None,
     precision: str | None = None,
     alpha: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of a run on a split, as `toast eval` does.
@@ -180,6 +181,7 @@ def evaluate(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         alpha: Scale of the feedback signals.
+        overrides: Fields of the data set that is named: `{"dataset.image_column": "file"}`.
         progress: Print messages on stderr.
 
     Raises:
@@ -197,6 +199,7 @@ def evaluate(
         precision,
         alpha,
         data=data,
+        overrides=tuple(_to_texts(overrides or {})),
     )
     return evaluate_run(request, LineReporter() if progress else Reporter())
 
@@ -216,6 +219,11 @@ def _to_python_data(dataset: Any, classes: int | Sequence[str] | None) -> Python
             code="task.unneeded-classes",
         )
     return None
+
+
+def _to_texts(overrides: Mapping[str, Any]) -> list[str]:
+    """Return overrides as a command line has them."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False, default=str)}" for name, value in overrides.items()]
 
 
 def _to_dotted_names(fields: Mapping[str, Any]) -> dict[str, Any]:

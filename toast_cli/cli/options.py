@@ -168,6 +168,12 @@ def read_start(init_from: str | None, overrides: list[str], weights: str | None)
     return read_start_recipe(init_from, overrides, weights)
 
 
+def split_dataset_overrides(arguments: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the arguments without those of the form `dataset.KEY=VALUE`, and those, in order."""
+    overrides = tuple(each for each in arguments if each.startswith("dataset.") and "=" in each)
+    return [each for each in arguments if each not in overrides], overrides
+
+
 def collect_training_options(overrides: Sequence[str] | None, **values: str | None) -> dict[str, str]:
     """Return the training fields that options set, by name.
 

@@ -252,6 +252,8 @@ class DataSource:
         task: the task of a recipe that names none.
         tasks: the task by `path`, in lower case, for a source of several data sets whose tasks differ.
         task_by_option: the task of such a recipe if one of these options is set.
+        list_columns: a function of (options, data_dir) that returns the names of a table's columns without reading its
+            rows; None if the source has no table, or must open the data to know them.
         home: address of the data set's own site; may be empty.
         layout: tree of the files that it reads, for the documentation; may be empty.
     """
@@ -264,6 +266,7 @@ class DataSource:
     layout: str = ""
     tasks: Mapping[str, str] = field(default_factory=dict)
     task_by_option: Mapping[str, str] = field(default_factory=dict)
+    list_columns: Callable[[Any, Path | None], Sequence[str]] | None = None
 
     def get_task(self, options: Mapping[str, Any]) -> str:
         """Return the task of a recipe that names none, given the options of the source."""

@@ -30,6 +30,8 @@ MAX_NAMED = 3
 """Number of spellings of a kind that a message names."""
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+")
 _PLACEHOLDER = re.compile(r"[-\u2010-\u2015\u2212_.]+|[-\u2212]\d+")
 _WHOLE_NUMBER = re.compile(r"\A([+-]?\d+)\.0*\Z")
@@ -57,6 +59,21 @@ def read_labels(values: Sequence[Any], classes: Collection[str] = ()) -> list[st
             missing = {_WHOLE_NUMBER.sub(r"\1", text) for text in missing}
     missing -= set(classes)
     return [None if text in missing else text for text in texts]
+
+
+def read_decimal_commas(values: Sequence[Any]) -> list[Any] | None:
+    """Return the values of a column of numbers with points for decimal commas; None if it has none for certain.
+
+    A comma may separate thousands instead: then there is a decimal point too, a second comma, or there are three digits
+    after every comma.
+    """
+    texts = [value.strip() if isinstance(value, str) else "" for value in values]
+    numbers = [text for text in texts if "," in text]
+    if any("." in text for text in texts) or not all(map(_DECIMAL_COMMA.fullmatch, numbers)):
+        return None
+    if all(map(_THOUSANDS.fullmatch, numbers)):
+        return None
+    return [text.replace(",", ".") if "," in text else value for text, value in zip(texts, values, strict=True)]
 
 
 def select_labelled(

@@ -14,9 +14,12 @@ from toast_cli.evaluation.class_metrics import (
     compute_calibration,
     compute_class_metrics,
     compute_label_metrics,
+    compute_number_metrics,
     compute_pixel_class_metrics,
     count_confusions,
+    count_label_outcomes,
     iterate_confusion_rows,
+    iterate_label_outcome_rows,
 )
 from toast_cli.evaluation.open_run import RunRequest
 from toast_cli.evaluation.prediction.answers import round_number
@@ -26,16 +29,20 @@ from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.utils.files import remove_file, write_json
 from toast_cli.utils.formatting import write_csv
 from toast_cli.utils.hashing import hash_json
-from toast_cli.utils.names import make_names_unique, to_file_name
+from toast_cli.utils.names import make_names_unique, to_folder_name
 from toast_cli.visualize.answer_figures import draw_confusion, draw_reliability
 from toast_cli.visualize.figure_output import save_figure
+from toast_cli.visualize.label_figures import draw_label_outcomes
+from toast_cli.visualize.number_figures import draw_numbers
 from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, find_free_name
 
 PREDICTIONS_FILE = "predictions.csv"
 CLASSES_FILE = "per_class.csv"
+NUMBERS_FILE = "per_number.csv"
 CONFUSION_FILE = "confusion.csv"
 CONFUSION_FIGURE = "confusion.png"
 RELIABILITY_FIGURE = "reliability.png"
+NUMBERS_FIGURE = "numbers.png"
 REPORT_FILE = "report.html"
 RECORD_FILE = "evaluation.json"
 """Record of an evaluation's run, data and metrics. It is written last, so a folder with a record is complete."""
@@ -61,11 +68,17 @@ def _write_class_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
     yield from _write_class_tables(answers, compute_class_metrics(answers), folder)
     what = f"{len(answers.columns['index']):,} samples of the {answers.split} split"
     yield _save(draw_confusion(count_confusions(answers), answers.classes, what), folder / CONFUSION_FIGURE)
+    yield from _write_reliability(answers, what, folder)
+
+
+def _write_reliability(answers: SplitAnswers, what: str, folder: Path) -> Iterator[str]:
+    """Write the reliability diagram, if the answers have probabilities, and yield its name."""
     calibration = compute_calibration(answers)
     if calibration is None:
         remove_file(folder / RELIABILITY_FIGURE)
-    else:
-        yield _save(draw_reliability(**vars(calibration), what=what), folder / RELIABILITY_FIGURE)
+        return
+    figure = draw_reliability(**vars(calibration), what=what, several_labels=answers.target == "labels")
+    yield _save(figure, folder / RELIABILITY_FIGURE)
 
 
 def _write_pixel_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
@@ -80,13 +93,22 @@ def _write_label_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
     """Write the files of a model with several labels per sample, and yield their names."""
     write_csv(folder / PREDICTIONS_FILE, iterate_label_rows(answers))
     yield PREDICTIONS_FILE
-    yield _write_metrics(compute_label_metrics(answers), folder)
+    yield _write_metrics(compute_label_metrics(answers), folder / CLASSES_FILE)
+    write_csv(folder / CONFUSION_FILE, iterate_label_outcome_rows(answers))
+    yield CONFUSION_FILE
+    what = f"{len(answers.columns['index']):,} samples of the {answers.split} split"
+    yield _save(draw_label_outcomes(count_label_outcomes(answers), answers.classes, what), folder / CONFUSION_FIGURE)
+    yield from _write_reliability(answers, what, folder)
 
 
 def _write_number_files(answers: SplitAnswers, folder: Path) -> Iterator[str]:
-    """Write the file of a model with numbers per sample, and yield its name."""
+    """Write the files of a model with numbers per sample, and yield their names."""
     write_csv(folder / PREDICTIONS_FILE, iterate_number_rows(answers))
     yield PREDICTIONS_FILE
+    yield _write_metrics(compute_number_metrics(answers), folder / NUMBERS_FILE)
+    what = f"{len(answers.columns['index']):,} samples of the {answers.split} split"
+    label, predicted = answers.columns["label"], answers.columns["predicted"]
+    yield _save(draw_numbers(label, predicted, answers.classes, what), folder / NUMBERS_FIGURE)
 
 
 WRITERS: Mapping[Target, Callable[[SplitAnswers, Path], Iterator[str]]] = {
@@ -131,15 +153,15 @@ def iterate_number_rows(answers: SplitAnswers) -> Iterator[list[Any]]:
 
 
 def _write_class_tables(answers: SplitAnswers, metrics: list[dict[str, Any]], folder: Path) -> Iterator[str]:
-    yield _write_metrics(metrics, folder)
+    yield _write_metrics(metrics, folder / CLASSES_FILE)
     write_csv(folder / CONFUSION_FILE, iterate_confusion_rows(answers, MAX_MATRIX_CLASSES))
     yield CONFUSION_FILE
 
 
-def _write_metrics(metrics: list[dict[str, Any]], folder: Path) -> str:
+def _write_metrics(metrics: list[dict[str, Any]], path: Path) -> str:
     rows = ([f"{value:.6f}" if isinstance(value, float) else value for value in row.values()] for row in metrics)
-    write_csv(folder / CLASSES_FILE, [list(metrics[0]), *rows])
-    return CLASSES_FILE
+    write_csv(path, [list(metrics[0]), *rows])
+    return path.name
 
 
 def _save(figure: Any, path: Path) -> str:
@@ -165,7 +187,7 @@ def choose_evaluation_folder(
         home = own / EVALUATIONS_FOLDER if own.is_dir() else Path(EVALUATIONS_FOLDER)
         data = Path(str(answers.data["path"])).stem if answers.data.get("path") else str(answers.data["name"])
         strength = "" if request.alpha is None else f"-alpha{request.alpha:g}"
-        name = to_file_name(f"{data}-{answers.split}{strength}{f'-{evaluation}' if evaluation else ''}")
+        name = to_folder_name(f"{data}-{answers.split}{strength}{f'-{evaluation}' if evaluation else ''}")
     model = "" if home.is_relative_to(own) else str(request.path.resolve())
     digest = hash_json([settings, samples, folders, model])[:16]
     return home / find_free_name(home, name, digest, f"{{}}/{RECORD_FILE}"), digest

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from toast_cli.data.base import get_split_kind
-from toast_cli.evaluation.answer_files import CONFUSION_FIGURE, RELIABILITY_FIGURE
-from toast_cli.evaluation.class_metrics import compute_class_metrics, compute_pixel_class_metrics
+from toast_cli.evaluation.answer_files import (
+    CLASSES_FILE,
+    CONFUSION_FIGURE,
+    NUMBERS_FIGURE,
+    NUMBERS_FILE,
+    RELIABILITY_FIGURE,
+)
+from toast_cli.evaluation.class_metrics import (
+    compute_class_metrics,
+    compute_label_metrics,
+    compute_number_metrics,
+    compute_pixel_class_metrics,
+)
+from toast_cli.evaluation.mistakes import count_mistakes, describe_mistake, find_worst_mistakes
+from toast_cli.tasks.base import Target
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.formatting import render_template, to_data_uri
@@ -27,7 +39,12 @@ HEADINGS = {
     "predicted": "choices of it",
     "f1": "F1",
     "mean_probability": "mean probability",
+    "average_precision": "average precision",
     "iou": "IoU",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "largest_error": "largest error",
 }
 """Headings of the columns whose names are not words."""
 
@@ -44,8 +61,9 @@ def render_answer_report(answers: SplitAnswers, folder: Path, title: str, number
     pictures = {
         "Confusions": CONFUSION_FIGURE,
         "Reliability": RELIABILITY_FIGURE,
+        "Predictions": NUMBERS_FIGURE,
     }
-    mistakes = find_worst_mistakes(answers)
+    mistakes = find_worst_mistakes(answers, MAX_MISTAKES)
     streamed = get_split_kind(answers.samples) == "stream"
     return render_template(
         "visualize/templates/answers.html",
@@ -58,35 +76,25 @@ def render_answer_report(answers: SplitAnswers, folder: Path, title: str, number
             if (folder / file).is_file()
         ],
         **_build_class_table(answers),
-        wrong=None if answers.confusion is not None else _count_mistakes(answers),
+        target=answers.target,
+        wrong=None if answers.confusion is not None else count_mistakes(answers),
         streamed=streamed,
         mistakes=[] if streamed else [build_mistake(answers, row) for row in mistakes],
     )
 
 
-def find_worst_mistakes(answers: SplitAnswers, most: int = MAX_MISTAKES) -> list[int]:
-    """Return the rows of the wrong answers with the highest probabilities, the highest first."""
-    if not answers.columns:
-        return []
-    wrong = np.flatnonzero(answers.columns["label"] != answers.columns["chosen"])
-    order = np.argsort(-np.nan_to_num(answers.columns["probability"][wrong]), kind="stable")
-    return wrong[order[:most]].tolist()
-
-
 def build_mistake(answers: SplitAnswers, row: int) -> dict[str, str]:
     """Return the image of an answer and its texts, for a page. An image that cannot be read has a note instead."""
-    index, label, chosen, probability = (
-        answers.columns[name][row].item() for name in ("index", "label", "chosen", "probability")
-    )
+    texts = describe_mistake(answers, row)
     try:
-        source, note = make_thumbnail(answers.samples.load(index).image), ""
+        source, note = make_thumbnail(answers.samples.load(int(answers.columns["index"][row])).image), ""
     except ToastError as error:
         source, note = "", error.why or error.what
     return {
-        "file": answers.get_sample_name(index),
-        "label": answers.classes[label],
-        "choice": answers.classes[chosen],
-        "probability": "" if probability != probability else f"{probability:.1%}",
+        "file": texts.name,
+        "label": texts.label,
+        "choice": texts.choice,
+        "probability": "" if math.isnan(texts.probability) else f"{texts.probability:.1%}",
         "source": source,
         "note": note,
     }
@@ -100,24 +108,35 @@ def make_thumbnail(image: Any) -> str:
     return to_data_uri(file.getvalue(), "jpeg")
 
 
-def _count_mistakes(answers: SplitAnswers) -> int:
-    return int((answers.columns["label"] != answers.columns["chosen"]).sum())
+METRICS: Mapping[Target, tuple[Callable[[SplitAnswers], list[dict[str, Any]]], str]] = {
+    "class": (compute_class_metrics, "f1"),
+    "pixels": (compute_pixel_class_metrics, "iou"),
+    "labels": (compute_label_metrics, "f1"),
+    "number": (compute_number_metrics, "r2"),
+}
+"""By target, the function that computes the rows of a page's table, and the metric that orders them."""
 
 
 def _build_class_table(answers: SplitAnswers) -> dict[str, Any]:
-    """Return the headings and the rows of the metrics per class, the worst classes first."""
-    pixels = answers.confusion is not None
-    metrics = compute_pixel_class_metrics(answers) if pixels else compute_class_metrics(answers)
-    decisive = "iou" if pixels else "f1"
+    """Return the headings and the rows of the metrics per class, label or number, the worst first."""
+    compute, decisive = METRICS[answers.target]
+    metrics = compute(answers)
     metrics.sort(key=lambda row: (row[decisive] is None, row[decisive]))
-    names = [name for name in metrics[0] if name != "class"]
-    rows = [{"name": row["class"], "cells": [_format_cell(row[name]) for name in names]} for row in metrics]
+    first, *names = metrics[0]
+    shown = _format_number if answers.target == "number" else _format_cell
+    rows = [{"name": row[first], "cells": [shown(row[name]) for name in names]} for row in metrics]
     return {
+        "noun": first,
+        "table_file": NUMBERS_FILE if answers.target == "number" else CLASSES_FILE,
         "headings": [HEADINGS.get(name, name) for name in names],
         "rows": rows[:MAX_CLASSES],
         "classes": len(rows),
         "decisive": HEADINGS[decisive],
     }
+
+
+def _format_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _format_cell(value: int | float | None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torchmetrics.functional.classification import (
+    binary_average_precision,
     binary_calibration_error,
     multiclass_f1_score,
     multiclass_precision,
@@ -76,6 +77,13 @@ def compute_label_metrics(answers: SplitAnswers) -> list[dict[str, Any]]:
     """Return the counts, the metrics and the threshold of each of several labels. An undefined metric is None."""
     label, chosen = answers.columns["label"], answers.columns["chosen"]
     support, predicted, correct = label.sum(axis=0), chosen.sum(axis=0), (label & chosen).sum(axis=0)
+    pairs = zip(answers.columns["probability"].T, label.T, strict=True)
+    precisions = [
+        float(binary_average_precision(torch.from_numpy(scores.copy()), torch.from_numpy(held.copy()).long()))
+        if held.any()
+        else np.nan
+        for scores, held in pairs
+    ]
     return _build_rows(
         answers.classes,
         "label",
@@ -85,7 +93,44 @@ def compute_label_metrics(answers: SplitAnswers) -> list[dict[str, Any]]:
         precision=_divide(correct, predicted),
         recall=_divide(correct, support),
         f1=_divide(2 * correct, support + predicted),
+        average_precision=np.array(precisions),
         threshold=np.array(answers.thresholds),
+    )
+
+
+def count_label_outcomes(answers: SplitAnswers) -> np.ndarray:
+    """Return the samples that have a label and were given it, have it and were not, lack it and were, and neither.
+
+    The counts are those of every label, `[labels, 4]`.
+    """
+    label, chosen = answers.columns["label"], answers.columns["chosen"]
+    return np.stack([(a & b).sum(axis=0) for a in (label, ~label) for b in (chosen, ~chosen)], axis=1)
+
+
+def iterate_label_outcome_rows(answers: SplitAnswers) -> Iterator[list[Any]]:
+    """Yield the rows of a table of the outcomes of each label, with a header."""
+    yield ["label", "true_positive", "false_negative", "false_positive", "true_negative"]
+    for name, counts in zip(answers.classes, count_label_outcomes(answers).tolist(), strict=True):
+        yield [name, *counts]
+
+
+def compute_number_metrics(answers: SplitAnswers) -> list[dict[str, Any]]:
+    """Return the errors of each number, in its unit. R² is None if all samples have the same number.
+
+    `bias` is the mean error, the prediction minus the number.
+    """
+    label, predicted = (answers.columns[name].astype(np.float64) for name in ("label", "predicted"))
+    error, spread = predicted - label, np.square(label - label.mean(axis=0)).sum(axis=0)
+    squared = np.square(error)
+    r2 = 1 - np.divide(squared.sum(axis=0), spread, out=np.full(len(spread), np.nan), where=spread > 0)
+    return _build_rows(
+        answers.classes,
+        "number",
+        mae=np.abs(error).mean(axis=0),
+        rmse=np.sqrt(squared.mean(axis=0)),
+        r2=r2,
+        bias=error.mean(axis=0),
+        largest_error=np.abs(error).max(axis=0),
     )
 
 
@@ -121,11 +166,15 @@ class Calibration:
 
 
 def compute_calibration(answers: SplitAnswers) -> Calibration | None:
-    """Return the calibration of the answers; None if they have no probabilities."""
-    probability = answers.columns["probability"]
+    """Return the calibration of the answers; None if they have no probabilities.
+
+    Of several labels, every label of every sample counts, and its "accuracy" is whether the sample has the label.
+    """
+    probability = answers.columns["probability"].ravel()
     if np.isnan(probability).any():
         return None
-    correct = answers.columns["label"] == answers.columns["chosen"]
+    label, chosen = answers.columns["label"], answers.columns["chosen"]
+    correct = label.ravel() if answers.target == "labels" else label == chosen
     bins = np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
     def total(weights: np.ndarray | None = None) -> np.ndarray:

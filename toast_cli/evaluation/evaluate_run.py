@@ -13,11 +13,11 @@ from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, cho
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
-from toast_cli.training.class_warnings import describe_weak_classes
+from toast_cli.training.class_warnings import describe_weak_answers, describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
-    answers_with_classes,
+    can_collect_answers,
     collect_answers,
     evaluate_model,
     report_skipped_samples,
@@ -31,18 +31,18 @@ def evaluate_run(
     reporter: Reporter,
     evaluation: str | None = None,
     on_answers: AnswersCallback | None = None,
-    require_classes: bool = False,
+    require_answers: bool = False,
     flips: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of a saved model on a split, or on every split together (`all`), with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
-    `on_answers` receives the model's answers to the split; `require_classes` refuses a model without a class per
-    image or pixel. With `flips`, the scores of every image are averaged with those of its mirror image.
+    `on_answers` receives the model's answers to the split; `require_answers` refuses a model whose answers
+    are texts. With `flips`, the scores of every image are averaged with those of its mirror image.
 
     Raises:
         UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid,
-            the model has no class per image or pixel, or it cannot be used with `flips`.
+            the model answers with texts, or it cannot be used with `flips`.
         ToastError: the data set has classes that the model does not know, or the run or its data cannot be loaded.
     """
     run = open_run(request)
@@ -50,8 +50,8 @@ def evaluate_run(
         require_mirrorable(run.model.objective)
     if evaluation is not None:
         apply_evaluation_mode(run, evaluation)
-    if require_classes and not answers_with_classes(run.model.objective):
-        raise make_no_classes_error(run)
+    if require_answers and not can_collect_answers(run.model.objective):
+        raise make_no_answers_error(run)
     session, recipe = open_session(run, reporter), run.recipe
     split = choose_split(request, session.data)
     parts = tuple(session.data.splits) if split == ALL_SPLITS else (split,)
@@ -74,11 +74,12 @@ def evaluate_run(
     for loader in loaders.values():
         predictions.names |= getattr(loader, "names", {})
     answers = collect_answers(session, split, samples, predictions)
-    if require_classes and answers is None:  # the task of a plugin that predicts none
-        raise make_no_classes_error(run)
+    if require_answers and answers is None:  # the task of a plugin that predicts none
+        raise make_no_answers_error(run)
     if answers is not None and on_answers is not None and run.accelerator.is_main_process:
         on_answers(answers)
     warnings = describe_weak_classes(split, meter.class_counts(), session.data.classes)
+    warnings += describe_weak_answers(split, metrics)
     if request.dataset is None and {"train", "val"} & set(parts):
         warnings.append(f"{split}: the model was trained on train and selected on val, so only test is unseen.")
     warnings += describe_learned_texts(request, session.data, parts)
@@ -100,10 +101,10 @@ def evaluate_run(
     }
 
 
-def make_no_classes_error(run: OpenedRun) -> UsageError:
-    """Return the error about a report on a model without a class per image or pixel."""
+def make_no_answers_error(run: OpenedRun) -> UsageError:
+    """Return the error about a report on a model that answers neither with classes nor with labels or numbers."""
     return UsageError(
-        f"A report needs a model with one class per image or pixel, and {run.request.path} is a run of the task "
+        f"A report needs a model that answers with classes, labels or numbers, and {run.request.path} is of the task "
         f"'{run.recipe.task.name}'.",
         what_to_do="Leave --report out.",
         code="task.no-classes",

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,13 +14,12 @@ from toast_cli.data.base import TEXT_KINDS, DataSet, get_split_kind
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
-from toast_cli.data.text.split_options import TextSplitOptions, hold_out_nothing
+from toast_cli.evaluation.other_data import choose_dataset
 from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import open_data, require_fitting_task
 from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
 from toast_cli.recipe.schema import Recipe
-from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.storage.load_model import load_model
 from toast_cli.training.data.recorded_paths import find_recorded_paths
 from toast_cli.training.data.run_data import describe_changed_split, open_shared_data
@@ -51,7 +49,8 @@ class RunRequest:
     """A request to open a run; fields that are None come from the run's recipe.
 
     `split` may be `ALL_SPLITS` or `DEFAULT_SPLIT`. `alpha` scales the feedback signals. `data` is data given in
-    Python, instead of a data set's name.
+    Python, instead of a data set's name. `overrides` are dotted fields of the data set that is named, such as
+    `dataset.image_column=file`.
     """
 
     path: Path
@@ -63,6 +62,7 @@ class RunRequest:
     precision: str | None = None
     alpha: float | None = None
     data: PythonData | None = field(default=None, kw_only=True)
+    overrides: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass
@@ -89,7 +89,10 @@ def open_run(request: RunRequest) -> OpenedRun:
     if not (request.dataset or request.data_dir or request.data):
         own = find_recorded_paths(loaded.recipe, request.path)
     if request.dataset is not None:
-        fields["dataset"] = _build_dataset_section(request, loaded.recipe)
+        data_dir, is_whole = request.data_dir or loaded.recipe.data_dir, request.split == DEFAULT_SPLIT
+        fields["dataset"] = choose_dataset(
+            request.dataset, loaded.recipe, data_dir, request.overrides, hold_out_texts=not is_whole
+        )
     if request.data is not None and loaded.recipe.dataset.name != PYTHON_DATA:
         fields["dataset"] = PYTHON_DATA
     recipe = replace_recipe_fields(own, **fields)
@@ -98,25 +101,6 @@ def open_run(request: RunRequest) -> OpenedRun:
     set_feedback_strength(loaded.model, request.alpha)
     accelerator = make_accelerator(recipe.device, recipe.precision)
     return OpenedRun(request, loaded.model.to(accelerator.device), recipe, loaded.classes, accelerator)
-
-
-def _build_dataset_section(request: RunRequest, recipe: Recipe) -> dict[str, Any]:
-    """Return the section of the request's data set, with the run's options for labels, numbers and tokens.
-
-    If the request names no split, nothing is held out of texts, so that all of them are measured.
-    """
-    assert request.dataset is not None
-    section: dict[str, Any] = expand_shorthand("dataset", request.dataset)
-    own = recipe.dataset.model_dump(mode="json")
-    kept = ("label_column", *recipe.plugins.dataset.task_by_option)
-    if section["name"] == own["name"] and any(own.get(name) is not None for name in kept[1:]):
-        section |= {name: own[name] for name in kept}
-    other = replace_recipe_fields(recipe, dataset=section).dataset
-    if isinstance(other, TextSplitOptions) and isinstance(recipe.dataset, TextSplitOptions):
-        section |= {name: own[name] for name in other.TOKEN_FIELDS if name in recipe.dataset.TOKEN_FIELDS}
-    if isinstance(other, TextSplitOptions) and request.split == DEFAULT_SPLIT:
-        section = hold_out_nothing(section)
-    return section
 
 
 def make_text_generator(run: OpenedRun, notice: Callable[[str], object], raw: bool = False) -> TextGenerator:
@@ -151,9 +135,16 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
     """Return a session of a run, and check that its data has the requested split.
 
     Raises:
-        UsageError: the split does not exist.
+        UsageError: the split does not exist, or there are overrides without a data set.
         ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
+    if run.request.overrides and run.request.dataset is None:
+        raise UsageError(
+            f"{run.request.overrides[0]} needs a data set.",
+            "A run is evaluated on its own data as it was trained on it.",
+            "Name other data with --dataset, or leave the field out.",
+            code="cli.missing-option",
+        )
     data = open_run_data(run, reporter)
     split = choose_split(run.request, data)
     if split != ALL_SPLITS and split not in data.splits:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from toast_cli.data.base import get_split_kind
-from toast_cli.evaluation.answer_report import find_worst_mistakes
+from toast_cli.evaluation.mistakes import describe_mistake, find_worst_mistakes
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.training.session import Session
 from toast_cli.training.tracking.figures import RunFigures
@@ -56,7 +56,7 @@ class TrainingFigures(RunFigures):
         if samples is None or preprocessing is None or get_split_kind(samples) == "stream":
             return {}
         pictures = {}
-        if answers is not None and answers.target == "class" and (mistakes := list(_load_mistakes(answers))):
+        if answers is not None and (mistakes := list(_load_mistakes(answers))):
             pictures["worst_mistakes"] = _to_image(draw_mistakes(mistakes, f"Worst mistakes, {split} split"))
         if session.model.backbone.has_attention and not session.recipe.training.shard:
             pictures["attention"] = _draw_attention(session, split)
@@ -74,15 +74,11 @@ class TrainingFigures(RunFigures):
 def _load_mistakes(answers: SplitAnswers) -> Iterator[Mistake]:
     """Yield the worst mistakes with their images, without those that cannot be read now."""
     for row in find_worst_mistakes(answers, MAX_MISTAKES):
-        index, label, chosen, probability = (
-            answers.columns[name][row].item() for name in ("index", "label", "chosen", "probability")
-        )
         try:
-            image = answers.samples.load(index).image
+            image = answers.samples.load(int(answers.columns["index"][row])).image
         except ToastError:
             continue
-        name = answers.get_sample_name(index)
-        yield Mistake(image, name, answers.classes[label], answers.classes[chosen], probability)
+        yield Mistake(image, *describe_mistake(answers, row))
 
 
 def _draw_attention(session: Session, split: str) -> Image.Image:

@@ -3,21 +3,24 @@
     python infer.py IMAGE... [--model FILE.onnx] [--top 5] [--json]
 
 It needs numpy, pillow and onnxruntime. An image may be a file or a folder. The model is by default the only .onnx file
-next to this script. Class names and preprocessing are in the metadata of the model.
+next to this script. Class names and preprocessing are in the metadata of the model. HEIC images need pillow-heif.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from toast_cli.data.images.decode import HEADER_BYTES, explain_first_bytes
+from toast_cli.data.images.file_formats import HEIF_SUFFIXES, register_heif
 from toast_cli.data.images.resize import compute_new_size, locate_center, resize_and_crop_image
 from toast_cli.data.images.upright import to_upright_rgb
 
@@ -72,8 +75,8 @@ class Classifier:
 
 
 def list_files(paths: list[Path]) -> list[Path]:
-    """Return the files, and for a folder all files below it that have the suffix of an image."""
-    known = Image.registered_extensions()
+    """Return the files, and for a folder all files below it that have the suffix of an image, HEIC among them."""
+    known = {*Image.registered_extensions(), *HEIF_SUFFIXES}
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -83,9 +86,17 @@ def list_files(paths: list[Path]) -> list[Path]:
         images = [file for file in below if file.suffix.lower() in known]
         if len(images) < len(below):
             others = [file.name for file in below if file not in images]
-            print(f"{path}: not read, no suffix that Pillow knows: {', '.join(others)}", file=sys.stderr)
+            print(f"{path}: not read, no image suffix: {', '.join(others)}", file=sys.stderr)
         found += images
     return found
+
+
+def explain_failure(file: Path, error: Exception) -> str:
+    """Return why a file could not be classified."""
+    if isinstance(error, UnidentifiedImageError):
+        with file.open("rb") as stream:
+            return explain_first_bytes(stream.read(HEADER_BYTES))
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def find_model() -> Path:
@@ -104,12 +115,13 @@ def classify_files() -> int:
     parser.add_argument("--top", type=int, default=5, help="number of classes per image")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line, with every class")
     given = parser.parse_args()
+    register_heif()
     classifier, broken = Classifier(given.model or find_model()), 0
     for file in list_files(given.images):
         try:
             scores = classifier(file)
         except Exception as error:  # Pillow's decoders raise arbitrary exceptions on damaged files
-            print(f"{file}: {error}", file=sys.stderr)
+            print(f"{file}: {explain_failure(file, error)}", file=sys.stderr)
             broken += 1
             continue
         if given.json:
@@ -119,8 +131,18 @@ def classify_files() -> int:
             print(
                 str(file), *(f"{label} {score:.4g}" for label, score in classifier.select(scores, given.top)), sep="\t"
             )
+    sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter ends
     return 1 if broken else 0
 
 
+def run_script() -> int:
+    """Run the script and return its exit code. A reader that has read enough, such as `head`, ends it quietly."""
+    try:
+        return classify_files()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(classify_files())
+    sys.exit(run_script())

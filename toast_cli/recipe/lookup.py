@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,11 +12,16 @@ from typing import Any
 from toast_cli import registry
 from toast_cli.recipe.builtin import RecipeText, find_recipe, list_recipes, read_builtin_recipe
 from toast_cli.recipe.overrides import apply_overrides
-from toast_cli.recipe.parse import describe_deprecated_fields, replace_recipe_fields, validate_partial_recipe
+from toast_cli.recipe.parse import (
+    describe_deprecated_fields,
+    load_plugin,
+    replace_recipe_fields,
+    validate_partial_recipe,
+)
 from toast_cli.recipe.safe_yaml import parse_recipe, parse_value
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import SECTIONS, PartialRecipe, expand_shorthand, suggest_source_prefix
-from toast_cli.utils.errors import UsageError, did_you_mean
+from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 from toast_cli.utils.hashing import has_checksum_line, is_checksum_valid
 
 DEMO_FOLDER = "demo"
@@ -124,6 +131,7 @@ def resolve_recipe(
         is_recorded = has_checksum_line(found.text)  # nobody can rename a field in a finished run
         if start is not None:
             messages += _use_sections_of_start(draft, start, (("backbone", backbone), ("method", method)), overrides)
+    before = deepcopy(draft.values)
     made_for, made_on = draft.get_section_name("method"), draft.get_section_name("backbone")
     dropped = []
     for section, choice in (("backbone", backbone), ("dataset", dataset), ("method", method)):
@@ -151,6 +159,7 @@ def resolve_recipe(
     dropped += apply_overrides(draft, overrides)
     if init_from is None and not any(override.startswith("init_from=") for override in overrides):
         dropped += _drop_unusable_init(draft, overrides, same_backbone=draft.get_section_name("backbone") == made_on)
+    dropped = [name for name in dropped if not _is_default(before, name)]
     if dropped:
         messages.append(f"Dropped because they belong to what was replaced: {', '.join(dropped)}.")
     if made_for is not None and draft.get_section_name("method") != made_for:
@@ -159,6 +168,20 @@ def resolve_recipe(
         )
     messages += [] if is_recorded else describe_deprecated_fields(draft)
     return ResolvedRecipe(validate_partial_recipe(draft), name, source, messages)
+
+
+def _is_default(values: Mapping[str, Any], name: str) -> bool:
+    """Return whether a field of a plugin's section, such as `dataset.val_fraction`, has its default value."""
+    section, _, key = name.partition(".")
+    content = values.get(section)
+    if section not in SECTIONS or not isinstance(content, dict):
+        return False
+    try:
+        field, value = load_plugin(section, content["name"]).options.model_fields[key], content[key]
+    except (KeyError, ToastError):  # an unknown field or plugin, which the validation names
+        return False
+    default = field.get_default(call_default_factory=True)
+    return json.dumps(default, default=str) == json.dumps(value, default=str)
 
 
 def _draft_from_start(start: Mapping[str, Any], dataset: str | None) -> tuple[PartialRecipe, str, list[str]]:

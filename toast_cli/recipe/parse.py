@@ -229,6 +229,16 @@ def _replace_deprecated_fields(draft: PartialRecipe) -> list[RecipeProblem]:
     return []
 
 
+def load_plugin(section: str, name: str) -> Any:
+    """Return the registered object that the name of a section means.
+
+    Raises:
+        UsageError: there is none of this name.
+        ToastError: it fails to load.
+    """
+    return registry.load_backbone_card(name) if section == "backbone" else registry.load_entry(_GROUPS[section], name)
+
+
 def _load_plugin(section: str, content: Any) -> Any:
     """Return the registered object that a section names."""
     if content is None:
@@ -244,9 +254,7 @@ def _load_plugin(section: str, content: Any) -> Any:
     if not isinstance(name := content["name"], str):
         raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name, code="recipe.wrong-type"))
     try:
-        if section == "backbone":
-            return registry.load_backbone_card(name)
-        return registry.load_entry(_GROUPS[section], name)
+        return load_plugin(section, name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
         raise _UnusableSection(

@@ -76,10 +76,14 @@ def write_lineage(run: Path, lineage: RunLineage) -> None:
 
 
 def describe_step(step: Mapping[str, Any]) -> str:
-    """Return a description of one model of a lineage: `runs/a (toast on cub, seed 0)`."""
+    """Return a description of one model of a lineage: `runs/a (toast on pets, seed 0)`.
+
+    Those that earlier versions recorded have the name of the source, such as `folder`, and none of the data.
+    """
+    data = step.get("data", step["dataset"])
     if step["kind"] == "pre-tuned":
-        return f"{step['from']}, pre-tuned on {step['dataset']}"
-    return f"{step['from']} ({step['method']} on {step['dataset']}, seed {step['seed']})"
+        return f"{step['from']}, pre-tuned on {data}"
+    return f"{step['from']} ({step['method']} on {data}, seed {step['seed']})"
 
 
 def describe_chain(start: Sequence[Mapping[str, Any]]) -> str:

@@ -43,7 +43,7 @@ from toast_cli.training.tracking.figures import RunFigures
 from toast_cli.training.tracking.trackers import Trackers
 from toast_cli.utils.constants import PYTHON_DATA, UNREADABLE_IMAGE
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_cli.utils.names import quote_argument, to_file_name
+from toast_cli.utils.names import quote_argument, to_folder_name
 from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 
@@ -405,5 +405,4 @@ def get_default_run_name(recipe: Recipe) -> str:
     family, colon, which = recipe.backbone.name.rpartition(":")
     backbone = f"{family}{colon}{PurePath(which).name}"
     name = f"{get_dataset_label(recipe.dataset)}-{backbone}-{recipe.method.name}-seed{recipe.seed}"
-    name = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
-    return to_file_name(name if recipe.pretuning is None else f"pretune-{name}")
+    return to_folder_name(name if recipe.pretuning is None else f"pretune-{name}")

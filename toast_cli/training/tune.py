@@ -18,7 +18,13 @@ from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
-from toast_cli.training.class_warnings import describe_divergence, describe_small_validation, describe_weak_classes
+from toast_cli.training.class_warnings import (
+    describe_divergence,
+    describe_small_label_validation,
+    describe_small_validation,
+    describe_weak_answers,
+    describe_weak_classes,
+)
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -161,14 +167,21 @@ def run_tuning(
                 folder.adapter, trained, frozen, config, format_adapter_card(config, results, run.lineage.warnings)
             )
         test, answers, warnings = None, list[SplitAnswers](), describe_small_validation(best.metrics, training.epochs)
+        if best.metrics is not None and data.target == "labels":
+            images: Any = data.splits["val"]
+            warnings += describe_small_label_validation(
+                images.labels, data.classes, training.epochs, model.objective.calibrates
+            )
         warnings += describe_divergence(loop.losses, training.lr)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
+        warnings += describe_weak_answers("val", best.metrics)
         if recipe.test and "test" in data.splits:
             test = session.make_loader("test", with_masks=session.can_measure_attention("test"))
             meter = model.objective.evaluation_meter()
             results |= evaluate_test_split(run, test, meter, answers.append)
             warnings += describe_weak_classes("test", meter.class_counts(), data.classes)
+            warnings += describe_weak_answers("test", results["test"])
             results["test_evaluations"] = run.count_test_evaluations()
             if folder.writes:
                 write_text(folder.adapter / "README.md", format_adapter_card(config, results, run.lineage.warnings))

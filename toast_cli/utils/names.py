@@ -80,6 +80,11 @@ def to_file_name(name: str, longest: int = MAX_FILE_NAME_BYTES) -> str:
     return f"{safe.encode()[: longest - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
+def to_folder_name(name: str) -> str:
+    """Return a name for a folder that a shell takes without quotes: letters, digits and `-_.`, others become `-`."""
+    return to_file_name("".join(each if each.isalnum() or each in "-_." else "-" for each in name))
+
+
 def number_names(name: str) -> Iterator[str]:
     """Yield `name`, `name-2`, `name-3` and so on. The caller takes the first one that is free."""
     yield name

@@ -43,6 +43,11 @@ def compute_proportion_interval(count: int, total: int, intervals: int = 1) -> t
     return 0.0 if count == 0 else max(0.0, center - half), 1.0 if count == total else min(1.0, center + half)
 
 
+def compute_mean_margin(deviation: float, total: int) -> float:
+    """Return half the width of the 95% interval of a mean of `total` values with this standard deviation."""
+    return _compute_quantile(1) * deviation / math.sqrt(total)
+
+
 def estimate_proportion(values: Sequence[float] | np.ndarray) -> MeanEstimate | None:
     """Return the share of ones among values that are 0 or 1. NaN is ignored; return None if no value remains."""
     known = np.asarray(values, dtype=np.float64)

@@ -94,9 +94,16 @@ def choose_confused_classes(counts: Any) -> list[int]:
 
 
 def draw_reliability(
-    counts: np.ndarray, probability: np.ndarray, accuracy: np.ndarray, error: float, what: str
+    counts: np.ndarray,
+    probability: np.ndarray,
+    accuracy: np.ndarray,
+    error: float,
+    what: str,
+    several_labels: bool = False,
 ) -> Figure:
     """Draw a reliability diagram: the accuracy of the choices by their probability, and the samples in each bin.
+
+    Of several labels, it is the share of samples that have a label by the probability of the label.
 
     Args:
         counts: Number of samples in each of the bins, which have equal width from 0 to 1.
@@ -104,23 +111,25 @@ def draw_reliability(
         accuracy: Share of right choices in each bin; NaN in an empty one.
         error: The expected calibration error.
         what: What was counted, such as `371 images of the test split`.
+        several_labels: Whether the probabilities are those of every label of every sample.
     """
+    height, unit = ("samples that have the label", "label") if several_labels else ("accuracy of the choices", "choice")
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     width = 1 / len(counts)
     centres, filled = (np.arange(len(counts)) + 0.5) * width, counts > 0
-    upper.bar(centres[filled], accuracy[filled], width * 0.94, color="C0", label="accuracy of the choices")
+    upper.bar(centres[filled], accuracy[filled], width * 0.94, color="C0", label=height)
     upper.plot(probability[filled], accuracy[filled], "o", color="black", markersize=3, label="mean probability")
     upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfectly calibrated")
     upper.set_ylim(0, 1)
     upper.set_xlim(0, 1)
-    upper.set_ylabel("accuracy", fontsize=8)
+    upper.set_ylabel("share" if several_labels else "accuracy", fontsize=8)
     upper.legend(fontsize=6.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderpad=0)
     bars = lower.bar(centres[filled], counts[filled], width * 0.94, color="#888")
     lower.bar_label(bars, [format_count(count) for count in counts[filled].tolist()], fontsize=6)
     lower.margins(y=0.2)
-    lower.set_ylabel("samples", fontsize=8)
-    lower.set_xlabel("probability of the choice", fontsize=8)
+    lower.set_ylabel("labels" if several_labels else "samples", fontsize=8)
+    lower.set_xlabel(f"probability of the {unit}", fontsize=8)
     for axis in (upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     for axes in (upper, lower):
@@ -130,7 +139,11 @@ def draw_reliability(
     mean, right = (float(np.nansum(values * counts) / total) for values in (probability, accuracy))
     figure.suptitle(
         f"{what}. Calibration error {error:.1%} ({len(counts)} bins):\n"
-        f"the model is {mean:.1%} sure of its choices on average, and {right:.1%} of them are right.",
+        + (
+            f"the mean probability of a label is {mean:.1%}, and {right:.1%} of the labels hold."
+            if several_labels
+            else f"the model is {mean:.1%} sure of its choices on average, and {right:.1%} of them are right."
+        ),
         fontsize=8,
         x=0.01,
         ha="left",
@@ -140,7 +153,7 @@ def draw_reliability(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer: the image and its name, its label, and the class chosen with its probability (NaN if unknown)."""
+    """A wrong answer: the image and its name, its label, and the answer with its probability (NaN if it has none)."""
 
     image: Image
     name: str
@@ -154,7 +167,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
     columns = min(len(mistakes), 4)
     rows = math.ceil(len(mistakes) / columns)
     figure = Figure(figsize=((MISTAKE_SIDE + 0.3) * columns, (MISTAKE_SIDE + 0.6) * rows + 0.4), layout="constrained")
-    figure.suptitle(f"{title}. Above each image: its label; the choice and its probability.", fontsize=8, wrap=True)
+    figure.suptitle(f"{title}. Above each image: its label; the answer and its probability.", fontsize=8, wrap=True)
     for axes in figure.subplots(rows, columns, squeeze=False).flat[len(mistakes) :]:
         axes.set_visible(False)
     for axes, mistake in zip(figure.axes, mistakes, strict=False):
@@ -165,7 +178,7 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str) -> Figure:
             shorten_name(escape_newlines(text), MAX_LABEL_LENGTH)
             for text in (mistake.label, mistake.choice, mistake.name)
         )
-        axes.set_title(f"{label}\nchosen: {choice}{sure}", fontsize=7)
+        axes.set_title(f"{label}\nanswer: {choice}{sure}", fontsize=7)
         axes.set_xlabel(name, fontsize=6, color="#555")
     return figure
 

@@ -45,19 +45,29 @@ def make_messy_files(folder: Path) -> list[Path]:
 def test_answers_without_torch_are_those_of_the_run(here: Path, toast_run: Path, normalize: list[str]) -> None:
     files = make_messy_files(here / "photographs")
     (here / "photographs" / "broken.jpg").write_bytes(b"no image")
+    (here / "photographs" / "empty.jpg").write_bytes(b"")
+    (here / "photographs" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (here / "photographs" / "notes.txt").write_text("no image")
     said = toast("export", "--run", toast_run, "--format", "onnx", "--out", "model.onnx", *normalize)
     assert said.code == 0, said.err
     (here / "blocked").mkdir()
     for package in ("torch", "torchvision", "toast_cli", "timm", "transformers"):
         (here / "blocked" / f"{package}.py").write_text("raise SystemError('imported')")
-    done = subprocess.run(
-        [sys.executable, "infer.py", "photographs", "--json"],
-        env={**os.environ, "PYTHONPATH": str(here / "blocked")},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 1 and "broken.jpg" in done.stderr and "imported" not in done.stderr, done.stderr
+    command = [sys.executable, "infer.py", "photographs", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(here / "blocked")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 1 and "imported" not in done.stderr, done.stderr
+    for name, reason in {
+        "broken.jpg": "It is not an image, or",
+        "empty.jpg": "It is empty, and not an image.",
+        "phone.heic": "It is a HEIC image, which Pillow decodes only with pillow-heif. Run: pip install pillow-heif",
+    }.items():
+        assert f"photographs{os.sep}{name}: {reason}" in done.stderr
+    assert "photographs: not read, no image suffix: notes.txt\n" in done.stderr
+    cut = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert cut.stdout is not None and cut.stderr is not None
+    cut.stdout.close()  # as 'head' does when it has enough
+    assert "Traceback" not in cut.stderr.read() and cut.wait() == 1
     found = {Path(line["file"]).name: line["scores"] for line in map(json.loads, done.stdout.splitlines())}
     model = toast_cli.load(toast_run)
     for file, prediction in zip(files, model.predict(files), strict=True):

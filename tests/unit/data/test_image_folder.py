@@ -127,13 +127,14 @@ def test_what_is_not_read_is_said_with_its_name(make_folder: MakeFolder) -> None
         (root / name).touch()
     (root / "train/lost.png").touch()
     assert opened(root).notes == (
-        f"{root}: not read, no image suffix: 2 (train/a/photo.heic, val/a/without an ending)",
+        f"{root}: not read, no image suffix: 1 (val/a/without an ending)",
+        f"{root}: not read, HEIC needs pillow-heif (pip install pillow-heif): 1 (train/a/photo.heic)",
         f"{root}: not read, not in a class folder: 1 (train/lost.png)",
     )
     for number in range(9):
         (root / f"test/a/{number}.txt").touch()
     assert (
-        "11 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 6 more)" in opened(root).notes[0]
+        "10 (test/a/0.txt, test/a/1.txt, test/a/2.txt, test/a/3.txt, test/a/4.txt and 5 more)" in opened(root).notes[0]
     )
 
 
@@ -154,7 +155,7 @@ def test_unlabelled_images_leave_nothing_out_silently_either(make_folder: MakeFo
     (root / "link").symlink_to(root / "a", target_is_directory=True)
     notes = open_unlabelled_folder(Unlabelled(path=str(root)), None).notes
     assert notes[1:3] == (
-        f"{root}: not read, no image suffix: 1 (b.heic)",
+        f"{root}: not read, HEIC needs pillow-heif (pip install pillow-heif): 1 (b.heic)",
         f"{root}: links to folders are not followed: 1 (link)",
     )
 
@@ -314,6 +315,20 @@ class TestErrors:
         with pytest.raises(ToastError) as refused:
             opened(make_folder({"val/a": 1, "test/a": 1}))
         assert refused.value.code == "data.no-train-split"
+
+
+def test_nested_folders_are_taken_for_classes_only_if_all_outer_ones_hold_the_same(make_folder: MakeFolder) -> None:
+    tags = {f"{name}/tag {number}": 2 for name in "ab" for number in range(2)}
+    some = opened(make_folder({**tags, "c": 4, "d": 4}))
+    assert some.warnings == ()
+    assert any(
+        "classes 'a', 'b': the folders in them are read, their names are not used" in each for each in some.notes
+    )
+
+
+def test_outer_folders_with_the_same_folders_may_be_splits(make_folder: MakeFolder) -> None:
+    (warning,) = opened(make_folder({f"{name}/{kind}": 3 for name in "ab" for kind in ("cat", "dog")})).warnings
+    assert "the same folders, 'cat', 'dog'" in warning and "dataset.split_names={a: train, ...}" in warning
 
 
 def test_the_source_says_what_it_needs() -> None:

@@ -123,6 +123,22 @@ def test_a_header_with_semicolons_or_tabs_decides_the_separator_and_a_note_says_
     assert f"{table}: its columns are separated by {name}" in data.notes
 
 
+def test_decimal_commas_are_read_where_they_separate_no_columns_and_no_thousands(table: Path) -> None:
+    def write(*cells: str) -> str:
+        return "path;p;x;y;width;height\n" + "".join(f"{n}.png;{cell};1,5;2;3;4\n" for n, cell in enumerate(cells))
+
+    def read(*cells: str, **options: Any) -> DataSet:
+        return opened(table, write(*cells), target_column="p", val_fraction=0, test_fraction=0, **options)
+
+    data = read("0,76", "-1,234", ",5", "2", "1,5e3", "NA", on_missing_label="skip")
+    assert data.splits["train"].labels == ((0.76,), (-1.234,), (0.5,), (2.0,), (1500.0,))  # type: ignore[attr-defined]
+    assert f"{table}: read with decimal commas: p, x" in data.notes
+    for ambiguous in (("1,234", "2,500"), ("1,5", "2.5"), ("1,5", "1,2,3")):
+        with pytest.raises(ToastError, match="Write a point before decimals") as refused:
+            read(*ambiguous, "3", "4")
+        assert refused.value.code == "data.invalid-row"
+
+
 def test_a_table_with_commas_keeps_the_semicolons_and_tabs_in_its_cells(table: Path) -> None:
     text = 'path,label,"a;note;with;parts",x\ty\tz\n0.png,red; blue,1,2\n1.png,grün,;;;,\t\n'
     data = opened(table, text, val_fraction=0, test_fraction=0)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.unit.evaluation.answers import GreySplit, answers_of, pixel_answers
 from toast_cli.evaluation.answer_files import choose_evaluation_folder, write_answer_files, write_evaluation_record
-from toast_cli.evaluation.answer_report import find_worst_mistakes, render_answer_report
+from toast_cli.evaluation.answer_report import render_answer_report
+from toast_cli.evaluation.mistakes import describe_mistake, find_worst_mistakes
 from toast_cli.evaluation.open_run import RunRequest
 from toast_cli.training.evaluate import SplitAnswers
 
@@ -70,23 +71,42 @@ def test_labels_have_a_column_each_and_numbers_their_errors(tmp_path: Path) -> N
         "probability": np.array([[0.9, 0.1, 0.2], [0.8, 0.3, 0.4]], dtype=np.float32),
     }
     labels = replace(ANSWERS, target="labels", columns=columns, classes=("=a", "ü", "c"), thresholds=(0.5, 0.25, 0.5))
-    assert write_answer_files(labels, tmp_path) == ["predictions.csv", "per_class.csv"]
+    written = ["predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png"]
+    assert write_answer_files(labels, tmp_path) == written
+    assert read(tmp_path / "confusion.csv")[1:] == [
+        ["'=a", "1", "0", "1", "0"],
+        ["ü", "0", "1", "0", "1"],
+        ["c", "0", "0", "0", "2"],
+    ]
+    assert find_worst_mistakes(labels, most=9) == [1, 0]
+    assert describe_mistake(labels, 0)[1:3] == ("=a, ü", "missed ü 10.0%")
+    assert describe_mistake(labels, 1)[1:3] == ("none", "given =a 80.0%")
+    page = render_answer_report(labels, tmp_path, "title", [])
+    assert page.count("<figure>") == 2 and page.count("data:image/png") == 2 and "<th>average precision</th>" in page
+    assert "2 answers are wrong" in page and "Reliability" in page
     assert read(tmp_path / "predictions.csv") == [
         ["file", "labels", "choices", "p_=a", "p_ü", "p_c"],
         ["x,1.jpg", "'=a|ü", "'=a", "0.900000", "0.100000", "0.200000"],
         ["'+2.jpg", "", "'=a", "0.800000", "0.300000", "0.400000"],
     ]
     assert read(tmp_path / "per_class.csv") == [
-        ["label", "support", "predicted", "correct", "precision", "recall", "f1", "threshold"],
-        ["'=a", "1", "2", "1", "0.500000", "1.000000", "0.666667", "0.500000"],
-        ["ü", "1", "0", "0", "", "0.000000", "0.000000", "0.250000"],
-        ["c", "0", "0", "0", "", "", "", "0.500000"],
+        ["label", "support", "predicted", "correct", "precision", "recall", "f1", "average_precision", "threshold"],
+        ["'=a", "1", "2", "1", "0.500000", "1.000000", "0.666667", "1.000000", "0.500000"],
+        ["ü", "1", "0", "0", "", "0.000000", "0.000000", "0.500000", "0.250000"],
+        ["c", "0", "0", "0", "", "", "", "", "0.500000"],
     ]
     numbers = np.array([[31.5, 2.0], [40.0, np.nan]], dtype=np.float32)
     columns = {"index": np.arange(2), "label": np.array([[31.0, 4.0], [42.0, 1.0]]), "predicted": numbers}
-    assert write_answer_files(
-        replace(ANSWERS, target="number", columns=columns, classes=("age", "file")), tmp_path
-    ) == ["predictions.csv"]
+    answers = replace(ANSWERS, target="number", columns=columns, classes=("age", "file"))
+    assert write_answer_files(answers, tmp_path) == ["predictions.csv", "per_number.csv", "numbers.png"]
+    assert read(tmp_path / "per_number.csv")[1] == [
+        "age",
+        *(f"{n:.6f}" for n in (1.25, 2.125**0.5, 0.929752, -0.75, 2)),
+    ]
+    assert find_worst_mistakes(answers, most=9) == [1, 0]
+    assert describe_mistake(answers, 0)[1:3] == ("age 31, file 4", "age 31.5, file 2")
+    page = render_answer_report(answers, tmp_path, "title", [])
+    assert "Largest errors" in page and "<th>RMSE</th>" in page and "predicted" not in page.split("<figure>")[0]
     assert read(tmp_path / "predictions.csv") == [
         ["file", "age", "predicted_age", "error_age", "file-2", "predicted_file", "error_file"],
         ["x,1.jpg", "31.0", "31.5", "0.5", "4.0", "2.0", "-2.0"],
@@ -111,6 +131,8 @@ def test_an_evaluation_gets_its_own_folder_again_and_one_of_other_data_another(t
     assert chosen_folder(ANSWERS, run) == first
     assert chosen_folder(ANSWERS, run, alpha=0.5).name == "pets-test-alpha0.5"
     assert chosen_folder(replace(ANSWERS, split="val"), run).name == "pets-val"
+    spaced = replace(ANSWERS, data={"name": "folder", "path": "my pets (2024)"})
+    assert chosen_folder(spaced, run).name == "my-pets--2024--test"
 
 
 def test_the_folder_lies_in_the_run_of_an_adapter_and_beside_an_output_file(
@@ -130,7 +152,7 @@ def test_the_folder_lies_in_the_run_of_an_adapter_and_beside_an_output_file(
 
 
 def test_the_page_shows_the_surest_mistakes_first_and_only_those(tmp_path: Path) -> None:
-    assert find_worst_mistakes(ANSWERS) == [3, 0, 2] and find_worst_mistakes(ANSWERS, most=1) == [3]
+    assert find_worst_mistakes(ANSWERS, most=9) == [3, 0, 2] and find_worst_mistakes(ANSWERS, most=1) == [3]
     write_answer_files(ANSWERS, tmp_path)
     page = render_answer_report(ANSWERS, tmp_path, "<title>", [("accuracy", "25%")])
     assert page.index("naïve.jpg</span>") < page.index("x,1.jpg</span>") < page.index("broken &lt;i&gt;.jpg</span>")

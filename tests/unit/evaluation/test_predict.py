@@ -113,6 +113,29 @@ def test_every_kind_of_source_gives_the_same_answers(model: Path, photos: Path) 
         assert result.summary.images == COUNT, source
 
 
+def test_archives_and_shards_treat_what_cannot_be_read_as_a_folder_does(model: Path, photos: Path) -> None:
+    contents = {
+        "a.jpg": (photos / "0 ü [x].jpg").read_bytes(),
+        "phone.heic": b"\0\0\0\x18ftypheic" + bytes(40),
+        "n.txt": b"n",
+    }
+    with zipfile.ZipFile("p.zip", "w") as archive:
+        for name, content in contents.items():
+            Path("p").mkdir(exist_ok=True)
+            (Path("p") / name).write_bytes(content)
+            archive.writestr(name, content)
+    tarred(Path("p.tar"), contents)
+    tarred(Path("shards/p-0.tar"), contents)
+    found = []
+    for source, place in (("p", "p"), ("p.zip", "p.zip"), ("p.tar", "p.tar"), ("shards:shards", "shards/p-0.tar")):
+        messages = Messages()
+        broken = predict(model, source, out="other.csv", reporter=messages).summary.broken
+        ((path, reason),) = broken.items()
+        assert path.endswith(f"{place}/phone.heic") and "pip install pillow-heif" in reason
+        found.append((reason, [text.rpartition(place)[2] for text in messages.texts], len(read("other.csv"))))
+    assert found == [(found[0][0], [": not read, no image suffix: 1 (n.txt)"], 2)] * 4
+
+
 def test_an_image_of_several_sources_is_predicted_once(model: Path, photos: Path) -> None:
     first = photos / "5 ü [x].jpg"
     predict(model, first, photos, photos.resolve(), "photos/*.jpg", f"images:{photos}")

@@ -175,6 +175,13 @@ def test_a_wrong_option_is_traced_to_the_option() -> None:
     assert "precision = 'fp8' (from --precision)" in message
 
 
+def test_settings_that_nobody_changed_are_dropped_in_silence() -> None:
+    start = resolve_recipe(recipe="fgvc/birds-a", overrides=["dataset.shots=3"]).recipe.model_dump(mode="json")
+    found = resolve_recipe(init_from="first", dataset="folder:pets", method="toast", start=start)
+    (dropped,) = [message for message in found.messages if "Dropped" in message]
+    assert dropped == "Dropped because they belong to what was replaced: dataset.shots."
+
+
 def test_a_run_continues_at_a_tenth_of_the_rate_and_not_at_a_hundredth() -> None:
     start = resolve_recipe(backbone="vit_b", overrides=["training.lr=0.003", "training.head_lr=0.01"]).recipe
     values = start.model_dump(mode="json")

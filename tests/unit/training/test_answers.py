@@ -25,7 +25,6 @@ from toast_cli.training.evaluate import SamplePredictions, SplitAnswers
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import format_answers_record, tune_model
 from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import UsageError
 
 
 def predictions(
@@ -112,7 +111,12 @@ def test_labels_and_numbers_leave_their_answers_after_tuning_and_evaluation(
 ) -> None:
     dataset = {"name": "table", "path": str(write_table(tmp_path, columns, cells)), "split_column": "split", **fields}
     (answers,) = tuned(tmp_path, tmp_path / "run", dataset=dataset)
-    write_answer_files(answers, tmp_path / "run")
+    written = write_answer_files(answers, tmp_path / "run")
+    details = ["per_class.csv", "confusion.csv", "confusion.png", "reliability.png"]
+    assert written == [
+        "predictions.csv",
+        *(details if "label_columns" in fields else ["per_number.csv", "numbers.png"]),
+    ]
     assert not (tmp_path / "run/test_answers.json").exists()
     rows, names = read(tmp_path / "run/predictions.csv"), columns.split(",")
     assert sorted(row["file"] for row in rows) == ["11.jpg", "3.jpg", "7.jpg"]
@@ -132,12 +136,14 @@ def test_labels_and_numbers_leave_their_answers_after_tuning_and_evaluation(
                 [float(row[f"predicted_{name}"]) - float(row[name]) for row in rows], abs=1e-3
             )
             assert np.mean(np.abs(errors)) == pytest.approx(results["number_mae"][name], rel=1e-4)
+        for found in read(tmp_path / "run/per_number.csv"):
+            for name in ("mae", "rmse", "r2"):
+                assert float(found[name]) == pytest.approx(results[f"number_{name}"][found["number"]], rel=1e-4)
     again: list[SplitAnswers] = []
     evaluate_run(RunRequest(tmp_path / "run"), Reporter(), on_answers=again.append)
     for name, column in answers.columns.items():
         np.testing.assert_allclose(again[0].columns[name], column, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UsageError, match="one class per image"):
-        evaluate_run(RunRequest(tmp_path / "run"), Reporter(), require_classes=True)
+    assert evaluate_run(RunRequest(tmp_path / "run"), Reporter(), require_answers=True)["test"]["images"] == 3
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])

@@ -12,7 +12,12 @@ from toast_cli.cli import options
 
 def run_compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Two or more run folders, adapter folders or exported files.")
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Two or more run folders, adapter folders or exported files; and with --dataset, fields of that data "
+            "set, e.g. dataset.image_column=file.",
+        ),
     ],
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
@@ -61,12 +66,23 @@ def run_compare(
     from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, find_free_name
     from toast_cli.visualize.view import compute_image_view
 
+    paths, overrides = options.split_dataset_overrides(runs)
     attention_head = options.parse_head(head)
     requests = [
         AttentionEvalRequest(
-            run, dataset, data_dir, split, weights, device, precision, None, limit, layer, attention_head
+            Path(path),
+            dataset,
+            data_dir,
+            split,
+            weights,
+            device,
+            precision,
+            limit=limit,
+            layer=layer,
+            head=attention_head,
+            overrides=overrides,
         )
-        for run in runs
+        for path in paths
     ]
     with TerminalReporter() as reporter:
         found = build_comparison(requests, reporter)

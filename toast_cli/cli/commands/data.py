@@ -18,8 +18,27 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Data set, as for --dataset, e.g. cub or folder:PATH.")
+    str | None, typer.Argument(metavar="SOURCE", help="Data set, e.g. cub or folder:PATH; or give it as --dataset.")
 ]
+
+
+def choose_source(source: str | None, dataset: str | None, overrides: list[str] | None) -> tuple[str, list[str]]:
+    """Return the data set, given as an argument or as `--dataset`, and the overrides.
+
+    Raises:
+        UsageError: It is given in both ways, or in none.
+    """
+    from toast_cli.utils.errors import UsageError
+
+    if dataset is not None and source is not None and "=" in source:  # the first override, in the place of SOURCE
+        return dataset, [source, *(overrides or [])]
+    if (source is None) == (dataset is None):
+        raise UsageError(
+            "There is no data set." if source is None else f"There are two data sets: {source} and {dataset}.",
+            what_to_do="Name one: 'toast data ls' lists all sources.",
+            code="cli.missing-option" if source is None else "cli.conflicting-options",
+        )
+    return source or dataset or "", overrides or []
 
 
 @app.callback()
@@ -62,10 +81,11 @@ def print_sources(as_json: options.JsonOption = False) -> None:
 
 @app.command("check")
 def run_data_check(
-    source: SourceArgument,
+    source: SourceArgument = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="dataset.KEY=VALUE", help="Options of the data source to override.")
     ] = None,
+    dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
     backbone: Annotated[
         str | None, typer.Option(help="For texts: language model whose tokenizer and limits they are checked against.")
@@ -94,8 +114,9 @@ def run_data_check(
     from toast_cli.recipe.parse import build_dataset_options
     from toast_cli.utils.files import write_json
 
+    source, overrides = choose_source(source, dataset, overrides)
     _require_free_output(out, ".json", force)
-    chosen = build_dataset_options(source, overrides=overrides or ())
+    chosen = build_dataset_options(source, overrides=overrides)
     folder = Path(data_dir).expanduser() if data_dir else None
     report: dict[str, Any] = {"source": source}
     try:
@@ -131,11 +152,12 @@ def run_data_check(
 
 @app.command("show")
 def show_dataset(
-    source: SourceArgument,
+    source: SourceArgument = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Recipe fields to override, e.g. images.augment=crop-flip."),
     ] = None,
+    dataset: options.DatasetOption = None,
     backbone: Annotated[
         str | None,
         typer.Option(
@@ -188,6 +210,7 @@ def show_dataset(
             what_to_do="Leave one of them out.",
             code="cli.conflicting-options",
         )
+    source, overrides = choose_source(source, dataset, overrides)
     resolved = resolve_recipe(
         recipe=recipe,
         backbone=backbone or "vit_b16",
@@ -195,7 +218,7 @@ def show_dataset(
         weights="none",
         data_dir=data_dir,
         seed=seed,
-        overrides=overrides or [],
+        overrides=overrides,
     )
     if recipe is not None:  # otherwise the recipe only serves to fill in the fields that the preview does not use
         for message in [resolved.source, *resolved.messages]:

@@ -11,6 +11,12 @@ from toast_cli.cli import options
 
 
 def run_eval(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="With --dataset: fields of that data set, e.g. dataset.image_column=file."
+        ),
+    ] = None,
     run: options.RunsOption = None,
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
@@ -82,7 +88,9 @@ def run_eval(
     report: Annotated[
         bool,
         typer.Option(
-            "--report", help="Also write an HTML page with the numbers, the classes and the worst mistakes as images."
+            "--report",
+            help="Also write an HTML page with the numbers, those of each class or label, and the worst mistakes as "
+            "images.",
         ),
     ] = False,
     out: Annotated[
@@ -104,7 +112,7 @@ def run_eval(
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
 
-    if judge is not None and dataset is not None:
+    if judge is not None and (dataset is not None or overrides):
         raise UsageError(
             "--judge and --dataset cannot be combined: the questions are the data.", code="cli.conflicting-options"
         )
@@ -172,16 +180,25 @@ def run_eval(
     elif attention or sweep:
         request = AttentionEvalRequest(
             runs[0], dataset, data_dir, split or "test", weights, device, precision, alpha, limit, layer,
-            options.parse_head(head), curve_images,
+            options.parse_head(head), curve_images, overrides=tuple(overrides or ()),
         )  # fmt: skip
         results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
-            chosen = split or DEFAULT_SPLIT
-            run_request = RunRequest(runs[0], dataset, data_dir, chosen, weights, device, precision, alpha)
+            run_request = RunRequest(
+                runs[0],
+                dataset,
+                data_dir,
+                split or DEFAULT_SPLIT,
+                weights,
+                device,
+                precision,
+                alpha,
+                overrides=tuple(overrides or ()),
+            )
             answers: list[SplitAnswers] = []
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
-            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_classes=report, flips=tta)
+            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_answers=report, flips=tta)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['data']}", results)
         try:
             for each in answers:

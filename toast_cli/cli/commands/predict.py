@@ -25,9 +25,9 @@ def run_predict(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Image files, folders, quoted patterns ('photos/*.jpg'), tables with a column 'path', zip or tar "
-            "files, shards:FOLDER, or data sets such as folder:PATH and hf:NAME. Of a language model: files of "
-            "prompts, one per line, or .json or .jsonl.",
+            help="Image files, folders, quoted patterns ('photos/*.jpg'), tables of paths, zip or tar files, "
+            "shards:FOLDER, or data sets such as folder:PATH and hf:NAME; and fields of tables and data sets, such as "
+            "dataset.image_column=file. Of a language model: files of prompts, one per line, or .json or .jsonl.",
             show_default=False,
         ),
     ],
@@ -101,7 +101,15 @@ def run_predict(
 
     if features is not None:
         find_feature_format(features)
-    chosen = RunRequest(resolve_run_path(run), data_dir=data_dir, weights=weights, device=device, precision=precision)
+    sources, overrides = options.split_dataset_overrides(sources)
+    chosen = RunRequest(
+        resolve_run_path(run),
+        data_dir=data_dir,
+        weights=weights,
+        device=device,
+        precision=precision,
+        overrides=overrides,
+    )
     opened = open_run(chosen)
     _check_options(context, opened)
     if out is None and features is None and opened.model.objective.target == "pixels":

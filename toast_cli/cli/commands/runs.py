@@ -19,7 +19,9 @@ DEFAULT_ROOT = Path("runs")
 
 app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
-RootOption = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+RootOption = Annotated[
+    Path, typer.Option(help="Folder that holds the runs, e.g. the one around --output-dir of 'toast tune'.")
+]
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -37,7 +39,10 @@ def runs(context: typer.Context) -> None:
 
 @app.command("ls")
 def print_runs(root: RootOption = DEFAULT_ROOT, as_json: options.JsonOption = False) -> None:
-    """List the runs, the newest first, with their data, method, numbers, age and size."""
+    """List the runs, the newest first, with their data, method, numbers, age and size.
+
+    Runs with an --output-dir outside of runs/ are listed with --root.
+    """
     from toast_cli.cli.output.console import print_json, print_line, print_table
     from toast_cli.storage.run_records import list_runs
 
@@ -46,7 +51,7 @@ def print_runs(root: RootOption = DEFAULT_ROOT, as_json: options.JsonOption = Fa
         print_json([_make_json(run) for run in found])
         return
     if not found:
-        print_line(f"No runs in {root}.")
+        print_line(f"No runs in {root}. Runs with an --output-dir elsewhere: toast runs ls --root FOLDER")
         return
 
     from rich import box
@@ -84,7 +89,11 @@ def show_run(
 
     newest = next(iter(list_runs(root)), None) if name is None else read_run(_find_run(name, root))
     if newest is None:
-        raise UsageError(f"There is no run in {root}.", what_to_do="Start one with toast tune.", code="run.none-found")
+        raise UsageError(
+            f"There is no run in {root}.",
+            what_to_do="Start one with toast tune, or name another folder with --root.",
+            code="run.none-found",
+        )
     run = newest
     results = None if run.state == "damaged" else read_results(run.path)
     if as_json:
@@ -175,7 +184,7 @@ def _find_run(name: str, root: Path) -> Path:
     known = [path.name for path in root.iterdir() if path.is_dir() and is_run_folder(path)] if root.is_dir() else []
     raise UsageError(
         f"There is no run '{name}' in {root}.",
-        what_to_do=did_you_mean(name, known) if known else "Give the folder of the runs with --root.",
+        what_to_do=(f"{did_you_mean(name, known)} " if known else "") + "Runs elsewhere are found with --root.",
         code="run.unknown-run",
     )
 

@@ -125,8 +125,8 @@ def run_tune(
     if as_json:
         return
     place = quote_argument(folder.path)
-    if results["test"] is not None and any(each.target in ("class", "pixels") for each in answers):
-        print_line(f"Numbers per class and the worst mistakes: toast eval --report --run {place}")
+    if results["test"] is not None and answers:
+        print_line(f"The numbers in detail and the worst mistakes: toast eval --report --run {place}")
     print_line(f"Label new files: toast predict FILES --run {place}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         print_line(f"See its attention: toast visualize-attention --test-image 0 --run {place}")

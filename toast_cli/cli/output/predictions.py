@@ -29,9 +29,10 @@ def build_record(result: PredictionResult, request: PredictionRequest, out: Path
         "run": str(request.run.path),
         "out": None if out is None else str(out),
         result.noun: summary.images,
+        "kept": result.kept,
         "unreadable": [{"path": path, "reason": reason} for path, reason in summary.broken.items()],
         "classes": dict(summary.labels.most_common()),
-        f"{result.noun}_per_second": result.read / result.seconds if result.read else None,
+        f"{result.noun}_per_second": result.read / result.seconds if result.read > len(summary.broken) else None,
     }
     if result.vectors is not None:
         record |= {"features": str(request.features), "vectors": result.vectors}
@@ -63,9 +64,14 @@ def print_result(result: PredictionResult, request: PredictionRequest, out: Path
         print_line(f"Not {'answered' if verb == 'answered' else 'read'}: {path}: {reason}", err)
     if len(summary.broken) > SHOWN_ROWS:
         print_line(f"... and {len(summary.broken) - SHOWN_ROWS:,} more files {failure}.", err)
-    rate = f" ({result.read / result.seconds:,.1f} {result.noun} per second)" if result.read else ""
     broken = f", {len(summary.broken):,} {failure}" if summary.broken else ""
-    print_line(f"{done:,} of {summary.images:,} {result.noun} {verb}{broken}{rate}", err)
+    new = done - result.kept
+    if result.kept and not new:
+        print_line(f"Nothing new: {done:,} of {summary.images:,} {result.noun} were {verb} already{broken}", err)
+    else:
+        rate = f" ({result.read / result.seconds:,.1f} {result.noun} per second)" if result.read else ""
+        now = f", {new:,} of them now" if result.kept else ""
+        print_line(f"{done:,} of {summary.images:,} {result.noun} {verb}{now}{broken}{rate}", err)
     if out is not None and table is not None:
         if table.path != out:
             print_line(f"Class maps and overlays: {out}")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from toast_cli.data.images.files import hash_blocks
-from toast_cli.data.images.folder_scan import FolderContents, is_image_name, summarize_file_names
+from toast_cli.data.images.folder_scan import FolderContents, is_heif_name, is_image_name, summarize_file_names
 from toast_cli.utils.errors import ToastError
 
 MAX_MEMBER_BYTES = 300_000_000
@@ -29,7 +29,7 @@ class ArchiveIndex:
         file: the archive.
         members: location of every image, by path: its name in a zip, or its offset and size in a tar.
         inner: paths of all folders.
-        others: paths of all other files.
+        others: location of every other file, by path.
         notes: entries that were left out.
         top: the folder in the archive that all paths are relative to.
     """
@@ -37,7 +37,7 @@ class ArchiveIndex:
     file: Path
     members: dict[str, Any]
     inner: frozenset[str]
-    others: tuple[str, ...] = ()
+    others: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     top: str = ""
     _handles: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -68,7 +68,7 @@ class ArchiveIndex:
             self,
             members={name[cut:]: location for name, location in self.members.items() if name.startswith(start)},
             inner=frozenset(name[cut:] for name in self.inner if name.startswith(start)),
-            others=tuple(name[cut:] for name in self.others if name.startswith(start)),
+            others={name[cut:]: location for name, location in self.others.items() if name.startswith(start)},
             top=top,
         )
 
@@ -95,9 +95,7 @@ class ArchiveIndex:
         Raises:
             OSError: the member does not exist or cannot be read.
         """
-        if name not in self.members:
-            raise FileNotFoundError(2, "No such file in the archive", name)
-        location, handle = self.members[name], self._get_handle()
+        location, handle = self._locate(name), self._get_handle()
         if isinstance(handle, zipfile.ZipFile):
             return handle.read(location)
         offset, size = location
@@ -109,11 +107,17 @@ class ArchiveIndex:
         Raises:
             OSError: the archive cannot be read.
         """
-        location, handle = self.members[name], self._get_handle()
+        location, handle = self._locate(name), self._get_handle()
         if isinstance(handle, zipfile.ZipFile):
             return handle.getinfo(location).CRC
         offset, size = location
         return hash_blocks(size, lambda start, count: os.pread(handle.fileno(), count, offset + start))
+
+    def _locate(self, name: str) -> Any:
+        files = self.members if name in self.members else self.others
+        if name not in files:
+            raise FileNotFoundError(2, "No such file in the archive", name)
+        return files[name]
 
     def _get_handle(self) -> Any:
         # One handle per process: processes that share one would move each other's file position.
@@ -211,7 +215,7 @@ def _read_tar_entries(tar: tarfile.TarFile) -> Iterator[_ArchiveEntry]:
 def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
     members: dict[str, Any] = {}
     folders: set[str] = set()
-    others: list[str] = []
+    others: dict[str, Any] = {}
     links: list[str] = []
     repeated: list[str] = []
     for entry in entries:
@@ -224,7 +228,7 @@ def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
             continue
         if entry.kind == "folder":
             folders.add(name)
-        elif is_image_name(name):
+        elif is_image_name(name) or is_heif_name(name):
             if entry.size > MAX_MEMBER_BYTES:
                 raise ToastError(
                     f"{file}/{name} is too large: {entry.size:,} bytes.",
@@ -232,17 +236,18 @@ def _build_index(file: Path, entries: Iterator[_ArchiveEntry]) -> ArchiveIndex:
                     "Pack the archive again without it.",
                     code="data.oversized-file",
                 )
-            if name in members:
+            files = members if is_image_name(name) else others
+            if name in files:
                 repeated.append(name)
-            members[name] = entry.location
+            files[name] = entry.location
         else:
-            others.append(name)
+            others[name] = entry.location
         folders.update(parent.as_posix() for parent in path.parents)
     folders.discard(".")
     notes = [f"{file}: links are not followed: {summarize_file_names(links)}"] if links else []
     if repeated:
         notes.append(f"{file}: packed more than once, the last copy is read: {summarize_file_names(repeated)}")
-    return ArchiveIndex(file, members, frozenset(folders), tuple(others), tuple(notes))
+    return ArchiveIndex(file, members, frozenset(folders), others, tuple(notes))
 
 
 def _require_inner_path(file: Path, name: str) -> PurePosixPath:

@@ -124,9 +124,13 @@ def _list_remarks(file: PilImage) -> tuple[str, ...]:
 
 
 def explain_unknown_format(path: ImageFile) -> str:
-    """Return why Pillow cannot identify a file, by its first bytes."""
+    """Return why Pillow cannot identify a file."""
     with open_file(path) as stream:
-        start = stream.read(HEADER_BYTES)
+        return explain_first_bytes(stream.read(HEADER_BYTES))
+
+
+def explain_first_bytes(start: bytes) -> str:
+    """Return why Pillow cannot identify a file with these first bytes."""
     if not start:
         return "It is empty, and not an image."
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:

@@ -20,7 +20,7 @@ def get_image_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
-    _register_heif()
+    register_heif()
     return tuple(kind for kind in Image.ID if kind not in UNREADABLE_FORMATS)
 
 
@@ -33,7 +33,7 @@ def get_image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in known)
 
 
-def _register_heif() -> None:
+def register_heif() -> None:
     """Let Pillow decode HEIC images if pillow-heif is installed."""
     try:
         from pillow_heif import register_heif_opener

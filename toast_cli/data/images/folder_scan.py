@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from toast_cli.data.images.file_formats import get_image_suffixes
+from toast_cli.data.images.file_formats import HEIF_SUFFIXES, get_image_suffixes
 from toast_cli.utils.errors import ToastError
 
 
@@ -105,6 +105,11 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in get_image_suffixes() and not Path(name).name.startswith(".")
 
 
+def is_heif_name(name: str) -> bool:
+    """Return whether a name has the suffix of a HEIC image, which can be read only with pillow-heif."""
+    return Path(name).suffix.lower() in HEIF_SUFFIXES and not Path(name).name.startswith(".")
+
+
 def list_images(folder: Path) -> list[Path]:
     """Return the paths of all images below a folder on disk."""
     return [folder / name for name in DiskFolder(folder).list_files_recursively().images]
@@ -113,11 +118,16 @@ def list_images(folder: Path) -> list[Path]:
 def describe_unread_files(place: str, found: Iterable[FolderContents]) -> list[str]:
     """Return notes on files and links that are not read."""
     found = list(found)
-    others = sorted(name for each in found for name in each.others)
+    others = sorted(name for each in found for name in each.others if not is_heif_name(name))
+    heif = sorted(name for each in found for name in each.others if is_heif_name(name))
     links = sorted(name for each in found for name in each.links)
     notes = []
     if others:
         notes.append(f"{place}: not read, no image suffix: {summarize_file_names(others)}")
+    if heif:
+        notes.append(
+            f"{place}: not read, HEIC needs pillow-heif (pip install pillow-heif): {summarize_file_names(heif)}"
+        )
     if links:
         notes.append(f"{place}: links to folders are not followed: {summarize_file_names(links)}")
     return notes

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -371,7 +369,7 @@ def _describe_spellings(groups: Mapping[str, Sequence[str]]) -> list[str]:
 def _describe_nested_folders(place: str, found: Mapping[str, FolderContents]) -> tuple[list[str], list[str]]:
     """Return notes and warnings on class folders that hold nothing but folders of images.
 
-    If several of them hold the same folders, those may be the classes, and the outer folders splits.
+    If all of them hold the same folders, those may be the classes, and the outer folders splits.
 
     Args:
         place: the folder of the class folders, for messages.
@@ -385,9 +383,10 @@ def _describe_nested_folders(place: str, found: Mapping[str, FolderContents]) ->
     if not inner:
         return [], []
     outer = sorted(path.rpartition("/")[2] for path in inner)
-    shared = sorted(name for name, count in Counter(chain(*inner.values())).items() if count > 1)
-    if not shared:
-        return [f"{place}: {format_class_names(outer)}: the folders in it are read, their names are not used"], []
+    shared = sorted(set.intersection(*inner.values())) if len(inner) == len(found) else []
+    if len(shared) < 2:
+        them = "it" if len(outer) == 1 else "them"
+        return [f"{place}: {format_class_names(outer)}: the folders in {them} are read, their names are not used"], []
     same = ", ".join(map(quote_class_name, shared[:5]))
     return [], [
         f"{place}: {format_class_names(outer)} hold no images but the same folders, {same}: if those are the classes, "

@@ -18,6 +18,7 @@ from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import find_listed_files
 from toast_cli.data.images.object_masks import Box
 from toast_cli.data.labelled_rows import label_rows
+from toast_cli.data.labels import read_decimal_commas
 from toast_cli.data.paths import find_file
 from toast_cli.data.split_names import SPLITS, get_cell_split, require_known_names
 from toast_cli.data.splits import TASK_BY_OPTION, TargetOptions, complete_splits, make_train_val_test_splits
@@ -73,7 +74,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
             training image.
     """
     file = find_file(options.path, data_dir, "table:FILE")
-    separator = find_separator(file, (options.image_column, options.label_column))
+    separator = find_separator(file, (options.image_column, *_list_label_columns(options)))
     rows = list(_read_rows(file, separator))
     if not rows:
         raise ToastError(
@@ -83,6 +84,7 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
         )
     columns = list(rows[0])
     _require_columns(file, columns, options)
+    decimals = [] if separator == "," else _replace_decimal_commas(rows, columns, options)
     spelled: dict[str, set[str]] = {}
     parts = [_get_split(file, number, row, options, spelled) for number, row in enumerate(rows)]
     require_known_names(options.split_names, set(chain(*spelled.values())), str(file), "split")
@@ -139,6 +141,8 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     split_notes = [f"{file}: read {', '.join(renamed)}"] if renamed else []
     if separator and separator != SEPARATORS_BY_SUFFIX[file.suffix.lower()]:
         split_notes.insert(0, f"{file}: its columns are separated by {SEPARATOR_NAMES[separator]}")
+    if decimals:
+        split_notes.append(f"{file}: read with decimal commas: {', '.join(decimals)}")
     if unused:
         split_notes.append(f"{file}: {unused:,} rows of splits that are unused, not read")
     return DataSet(
@@ -150,6 +154,17 @@ def open_table(options: TableOptions, data_dir: Path | None) -> DataSet:
     )
 
 
+def list_table_columns(options: TableOptions, data_dir: Path | None) -> list[str]:
+    """Return the names of the columns of a table.
+
+    Raises:
+        ToastError: the file does not exist, or cannot be read.
+    """
+    file = find_file(options.path, data_dir, "table:FILE")
+    separator = find_separator(file, (options.image_column, *_list_label_columns(options)))
+    return _read_header(file, separator) if separator else list(_read_parquet(file).column_names)
+
+
 SOURCE = DataSource(
     TableOptions,
     open_table,
@@ -158,23 +173,23 @@ SOURCE = DataSource(
         "path,label,split,x,y,width,height\nimages/1.jpg,wren,train,12,30,110,80\nimages/2.jpg,robin,test,8,15,90,120"
     ),
     task_by_option=TASK_BY_OPTION,
+    list_columns=list_table_columns,
 )
 
 
-def list_table_images(file: Path) -> list[str]:
+def list_table_images(file: Path, column: str) -> list[str]:
     """Return the path of the image in every row of a table, as it is written. Labels and splits are not read.
 
     Raises:
-        ToastError: the table cannot be read, has no column of paths, or a row has no path.
+        ToastError: the table cannot be read, has no such `column` of paths, or a row has no path.
     """
-    column: str = TableOptions.model_fields["image_column"].default
     paths = []
     for number, row in enumerate(_read_rows(file, find_separator(file, [column]))):
         if column not in row:
             raise ToastError(
                 f"{file} has no column '{column}'.",
                 f"Its columns are {', '.join(row)}.",
-                f"Call the column with the images' paths '{column}'.",
+                "Name the column with the images' paths: dataset.image_column=NAME.",
                 code="data.missing-column",
             )
         paths.append(str(_get_cell(file, number, row, column)))
@@ -201,14 +216,18 @@ def find_separator(file: Path, columns: Sequence[str]) -> str:
         )
 
     def rate(separator: str) -> tuple[int, int, bool]:
-        with _open_text_table(file) as lines:
-            header = next(csv.reader(lines, delimiter=separator), [])
+        header = _read_header(file, separator)
         return len(set(columns) & set(header)), len(header), separator == usual
 
     return max(SEPARATOR_NAMES, key=rate)
 
 
-def _read_rows(file: Path, separator: str) -> Iterator[Mapping[str, Any]]:
+def _read_header(file: Path, separator: str) -> list[str]:
+    with _open_text_table(file) as lines:
+        return next(csv.reader(lines, delimiter=separator), [])
+
+
+def _read_rows(file: Path, separator: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, by column name; `separator` is empty for Parquet."""
     if not separator:
         yield from _read_parquet(file).to_pylist()
@@ -298,6 +317,18 @@ def _parse_box(file: Path, number: int, row: Mapping[str, Any], options: TableOp
         return Box(*numbers)
     except ValueError as error:
         raise _make_row_error(file, number, str(error)) from None
+
+
+def _replace_decimal_commas(rows: Sequence[dict[str, Any]], columns: Sequence[str], options: TableOptions) -> list[str]:
+    """Write points for the decimal commas in columns of numbers and boxes, and return the names of these columns."""
+    found = []
+    for column in dict.fromkeys((*options.target_columns, *options.box_columns)):
+        numbers = read_decimal_commas([row[column] for row in rows]) if column in columns else None
+        if numbers is not None:
+            found.append(column)
+            for row, number in zip(rows, numbers, strict=True):
+                row[column] = number
+    return found
 
 
 def _list_label_columns(options: TableOptions) -> tuple[str, ...]:

@@ -86,6 +86,11 @@ class PredictionResult:
     noun: str
     vectors: int | None = None
 
+    @property
+    def kept(self) -> int:
+        """The number of samples that were in the files already."""
+        return self.summary.images - self.read
+
 
 Batches = Callable[[Any, Mapping[str, Cell]], Iterator[dict[int, PredictedSample]]]
 """A function from the remaining samples, and the first cell of every row that the table has, to predicted batches."""
@@ -207,14 +212,14 @@ def open_shared_samples(request: PredictionRequest, run: OpenedRun) -> Predictio
     """Find the images or prompts in every process, and check that all of them find the same ones.
 
     Raises:
-        UsageError: a source does not exist.
+        UsageError: a source does not exist, or an override is invalid.
         ToastError: a source cannot be read or has no samples, or the processes find different ones.
     """
     samples: PredictionSamples | None = None
     error = None
     open_samples: Any = open_prompts if run.model.objective.target == "text" else open_prediction_images
     try:
-        samples = open_samples(request.sources, run.recipe, request.split)
+        samples = open_samples(request.sources, run.recipe, request.split, request.run.overrides)
     except ToastError as caught:
         error = caught
     raise_together(error)

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from toast_cli import registry
 from toast_cli.data.base import DataSet, Sample, get_image_splits, set_white
 from toast_cli.data.images.archive_index import ArchiveIndex, open_archive_index
-from toast_cli.data.images.file_formats import HEIF_SUFFIXES
 from toast_cli.data.images.folder_scan import (
     DiskFolder,
     FolderContents,
     describe_unread_files,
+    is_heif_name,
     is_image_name,
     summarize_file_names,
 )
@@ -26,11 +26,12 @@ from toast_cli.data.images.labelled_files import FileSplit
 from toast_cli.data.images.listed_files import match_listed_files
 from toast_cli.data.images.loader import drop_masks
 from toast_cli.data.images.table import SEPARATORS_BY_SUFFIX, list_table_images
-from toast_cli.data.paths import find_unicode_form
+from toast_cli.data.paths import find_file, find_unicode_form
 from toast_cli.data.segmentation.dataset import SegmentationSplit
 from toast_cli.data.streams.webdataset import find_shards
+from toast_cli.evaluation.other_data import choose_dataset
 from toast_cli.model.recipe_data import open_data
-from toast_cli.recipe.parse import replace_recipe_fields
+from toast_cli.recipe.parse import build_dataset_options, replace_recipe_fields
 from toast_cli.recipe.schema import Recipe
 from toast_cli.recipe.unvalidated_recipe import expand_shorthand
 from toast_cli.utils.errors import ToastError, UsageError
@@ -39,7 +40,7 @@ T = TypeVar("T")
 TABLE_SUFFIXES = frozenset({*SEPARATORS_BY_SUFFIX, ".parquet"})
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz"})
 EXPECTED_SOURCES = (
-    "Give image files, folders, quoted patterns ('photos/*.jpg'), tables with a column 'path', zip or tar files, "
+    "Give image files, folders, quoted patterns ('photos/*.jpg'), tables with a column of paths, zip or tar files, "
     "shards:FOLDER, or a data set such as hf:NAME."
 )
 
@@ -98,20 +99,24 @@ class PredictionImages:
         return replace(self, names=tuple(self.names[i] for i in indices), places=(numbers, inner))
 
 
-def open_prediction_images(sources: Sequence[str], recipe: Recipe, split: str | None = None) -> PredictionImages:
+def open_prediction_images(
+    sources: Sequence[str], recipe: Recipe, split: str | None = None, overrides: Sequence[str] = ()
+) -> PredictionImages:
     """Find the images of all sources, without opening one. An image that several sources name is taken once.
 
     Args:
         sources: what a user types.
-        recipe: the recipe of the run: its data set is opened with its own settings, and its value of white is used.
+        recipe: the recipe of the run: its data set is opened with its own settings, other tables with its columns where
+            they have them, and its value of white is used.
         split: the split of data sets; None: all of them.
+        overrides: dotted fields of the tables and data sets, such as `dataset.image_column=file`.
 
     Raises:
-        UsageError: there is no such source, or it has no such split.
+        UsageError: there is no such source, it has no such split, or an override is invalid.
         ToastError: a source cannot be read, or has no images.
     """
-    opened = list(_open_sources(sources, recipe, split))
-    check_split_option(sources, split)
+    opened = list(_open_sources(sources, recipe, split, overrides))
+    check_dataset_options(sources, split, overrides)
     numbers, inner, names = array("l"), array("l"), dict[str, None]()
     seen: set[str] = set()
     for number, each in enumerate(opened):
@@ -133,7 +138,9 @@ def open_prediction_images(sources: Sequence[str], recipe: Recipe, split: str | 
     )
 
 
-def _open_sources(sources: Sequence[str], recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
+def _open_sources(
+    sources: Sequence[str], recipe: Recipe, split: str | None, overrides: Sequence[str]
+) -> Iterator[SourceImages]:
     """Yield the images of every source; files that are given one after the other are one split."""
     files: list[str] = []
     for source in sources:
@@ -145,13 +152,17 @@ def _open_sources(sources: Sequence[str], recipe: Recipe, split: str | None) -> 
             yield _make_files(Path(), files)
             files = []
         if _is_file(path):
-            yield _open_table(path) if path.suffix.lower() in TABLE_SUFFIXES else _open_archive(path)
+            is_table = path.suffix.lower() in TABLE_SUFFIXES
+            yield _open_table(path, recipe, overrides) if is_table else _open_archive(path)
         elif _is_folder(path):
             yield _open_folder(path)
         elif source.partition(":")[0] == "shards":
             yield from _open_shards(source.partition(":")[2], recipe)
+        elif source.partition(":")[0] == "table" and split is None:
+            folder = Path(recipe.data_dir).expanduser() if recipe.data_dir else None
+            yield _open_table(find_file(source.partition(":")[2], folder, "table:FILE"), recipe, overrides)
         elif is_dataset(source):
-            yield from _open_dataset(source, recipe, split)
+            yield from _open_dataset(source, recipe, split, overrides)
         elif glob.has_magic(source):
             yield from _open_pattern(source)
         else:
@@ -170,20 +181,31 @@ def _make_files(root: Path, names: Sequence[str], notes: Sequence[str] = ()) -> 
 
 
 def _open_folder(folder: Path) -> SourceImages:
-    """Return the images below a folder, sorted. HEIC files are among them: reading one says what is missing."""
-    found = DiskFolder(folder).list_files_recursively()
-    heif = [name for name in found.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
-    others = sorted(set(found.others) - set(heif))
-    notes = describe_unread_files(str(folder), [FolderContents([], others, found.links)])
-    names = sorted([*found.images, *heif])
-    if not names:
-        raise ToastError(f"No images found in {folder}.", notes, EXPECTED_SOURCES, code="data.no-images")
+    """Return the images below a folder."""
+    names, notes = _list_images(str(folder), DiskFolder(folder).list_files_recursively())
     return _make_files(folder, names, notes)
 
 
-def _open_table(file: Path) -> SourceImages:
+def _list_images(place: str, found: FolderContents) -> tuple[list[str], list[str]]:
+    """Return the images in a folder or an archive, sorted, and notes on what is not read.
+
+    HEIC files are among the images: reading one says what is missing.
+
+    Raises:
+        ToastError: there are no images.
+    """
+    heif = [name for name in found.others if is_heif_name(name)]
+    others = [name for name in found.others if not is_heif_name(name)]
+    notes, names = describe_unread_files(place, [FolderContents([], others, found.links)]), [*found.images, *heif]
+    if not names:
+        raise ToastError(f"No images found in {place}.", notes, EXPECTED_SOURCES, code="data.no-images")
+    return sorted(names), notes
+
+
+def _open_table(file: Path, recipe: Recipe, overrides: Sequence[str]) -> SourceImages:
     """Return the images that a table lists, each shown as the table writes it. A missing one is met when it is read."""
-    paths = list_table_images(file)
+    options = choose_dataset(f"table:{file.absolute()}", recipe, None, overrides)
+    paths = list_table_images(file, options["image_column"])
     if not paths:
         raise ToastError(f"{file} lists no images.", code="data.empty-table")
     found = match_listed_files(file.parent, paths)
@@ -194,16 +216,9 @@ def _open_table(file: Path) -> SourceImages:
 def _open_archive(file: Path) -> SourceImages:
     """Return the images in a zip or tar file."""
     index = open_archive_index(file)
-    notes = [*index.notes, *describe_unread_files(str(file), [FolderContents([], index.others)])]
-    heif = [name for name in index.others if Path(name).suffix.lower() in HEIF_SUFFIXES]
-    if heif:
-        notes.append(f"{file}: HEIC images, read only with pillow-heif (pip install pillow-heif): {len(heif):,}")
-    if not index.members:
-        raise ToastError(f"No images found in {file}.", notes, code="data.no-images")
-    names = sorted(index.members)
-    return SourceImages(
-        FileSplit(index, tuple(names), (0,) * len(names)), tuple(str(index / name) for name in names), tuple(notes)
-    )
+    names, notes = _list_images(str(file), index.list_files_recursively())
+    split = FileSplit(index, tuple(names), (0,) * len(names))
+    return SourceImages(split, tuple(str(index / name) for name in names), (*index.notes, *notes))
 
 
 def _open_shards(path: str, recipe: Recipe) -> Iterator[SourceImages]:
@@ -224,7 +239,7 @@ def _open_pattern(pattern: str) -> Iterator[SourceImages]:
     """Yield the images, folders and archives that match a pattern with *, ?, [...] or **."""
     matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     suffixes = {match: Path(match).suffix.lower() for match in matches}
-    files = [match for match in matches if is_image_name(match) or suffixes[match] in HEIF_SUFFIXES]
+    files = [match for match in matches if is_image_name(match) or is_heif_name(match)]
     others = [match for match in matches if match not in set(files)]
     folders = [Path(match) for match in others if _is_folder(Path(match))]
     archives = [Path(match) for match in others if suffixes[match] in (".zip", ".tar")]
@@ -250,12 +265,18 @@ def is_dataset(source: str) -> bool:
     return expand_shorthand("dataset", source)["name"] in registry.list_names(registry.SOURCES)
 
 
-def check_split_option(sources: Sequence[str], split: str | None) -> None:
-    """Check that a split is only selected if a source is a data set.
+def check_dataset_options(sources: Sequence[str], split: str | None, overrides: Sequence[str] = ()) -> None:
+    """Check that a split or a field of data sets is only given if a source is a data set, or for a field a table.
 
     Raises:
         UsageError: no source is one.
     """
+    if overrides and not any(is_dataset(source) or _is_table(Path(source).expanduser()) for source in sources):
+        raise UsageError(
+            f"{overrides[0]} is a field of tables and data sets, and no source is one.",
+            what_to_do="Leave it out, or name a table or a data set: table:FILE, folder:PATH, hf:NAME, ...",
+            code="cli.conflicting-options",
+        )
     if split is not None and not any(map(is_dataset, sources)):
         raise UsageError(
             "--split selects a part of a data set, and no source is one.",
@@ -264,16 +285,19 @@ def check_split_option(sources: Sequence[str], split: str | None) -> None:
         )
 
 
-def open_dataset(source: str, recipe: Recipe) -> DataSet:
-    """Open a data set by its name. The run's own data set has the run's settings.
+def open_dataset(source: str, recipe: Recipe, overrides: Sequence[str] = ()) -> DataSet:
+    """Open a data set by its name. The run's own data set has the run's settings. Overrides replace some of them.
 
     Raises:
+        UsageError: an override is invalid.
         ToastError: it cannot be opened.
     """
     own = recipe.dataset.model_dump(mode="json")
     if any(own.get(field) != value for field, value in expand_shorthand("dataset", source).items()):
-        recipe = replace_recipe_fields(recipe, dataset=source)
-    return open_data(recipe)
+        dataset = choose_dataset(source, recipe, recipe.data_dir, overrides)
+    else:
+        dataset = build_dataset_options(source, own, overrides).model_dump(mode="json")
+    return open_data(replace_recipe_fields(recipe, dataset=dataset))
 
 
 def select_splits(splits: Mapping[str, T], source: str, split: str | None) -> dict[str, T]:
@@ -293,9 +317,9 @@ def select_splits(splits: Mapping[str, T], source: str, split: str | None) -> di
     return {split: splits[split]}
 
 
-def _open_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[SourceImages]:
+def _open_dataset(source: str, recipe: Recipe, split: str | None, overrides: Sequence[str]) -> Iterator[SourceImages]:
     """Yield the splits of a data set."""
-    splits = get_image_splits(open_dataset(source, recipe), source)
+    splits = get_image_splits(open_dataset(source, recipe, overrides), source)
     for each in select_splits(splits, source, split).values():
         if isinstance(each, SegmentationSplit):  # its class maps are not read
             yield _make_files(Path(), [str(image) for image, _ in each.pairs])
@@ -308,6 +332,10 @@ def _open_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[So
 def _to_text(path: str) -> str:
     """Return a path that can be written: bytes of a name that are not UTF-8 are escaped, as `\\udce9`."""
     return path.encode(errors="backslashreplace").decode()
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLE_SUFFIXES and _is_file(path)
 
 
 def _is_file(path: Path) -> bool:

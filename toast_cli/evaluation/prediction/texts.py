@@ -16,7 +16,7 @@ from toast_cli.data.base import get_split_kind
 from toast_cli.data.text.prompts import Prompt, drop_answer, read_prompts
 from toast_cli.evaluation.open_run import OpenedRun
 from toast_cli.evaluation.prediction.samples import PredictedSample
-from toast_cli.evaluation.prediction.sources import check_split_option, is_dataset, open_dataset, select_splits
+from toast_cli.evaluation.prediction.sources import check_dataset_options, is_dataset, open_dataset, select_splits
 from toast_cli.model.generation import TextGenerator
 from toast_cli.recipe.schema import Recipe
 from toast_cli.utils.errors import ToastError, UsageError
@@ -63,16 +63,19 @@ class PromptList:
         return {prompt.name: prompt.text for prompt in self.prompts}
 
 
-def open_prompts(sources: Sequence[str], recipe: Recipe, split: str | None) -> PromptList:
+def open_prompts(
+    sources: Sequence[str], recipe: Recipe, split: str | None, overrides: Sequence[str] = ()
+) -> PromptList:
     """Read the prompts of all sources. A file that several sources name is read once.
 
     Args:
         sources: files, patterns, and data sets of conversations, whose answers are left out.
         recipe: the recipe of the run: its data set is opened with its own settings.
         split: the split of data sets; None: all of them.
+        overrides: dotted fields of the data sets, such as `dataset.val_fraction=0`.
 
     Raises:
-        UsageError: there is no such source, or it has no such split.
+        UsageError: there is no such source, it has no such split, or an override is invalid.
         ToastError: a source cannot be read, or has no prompts.
     """
     prompts: dict[str, Prompt] = {}
@@ -81,7 +84,7 @@ def open_prompts(sources: Sequence[str], recipe: Recipe, split: str | None) -> P
         if path.is_file():
             found = read_prompts(path)
         elif is_dataset(source):
-            found = list(_read_dataset(source, recipe, split))
+            found = list(_read_dataset(source, recipe, split, overrides))
         elif glob.has_magic(source) and (files := sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207
             found = [prompt for file in files if Path(file).is_file() for prompt in read_prompts(Path(file))]
         else:
@@ -91,13 +94,13 @@ def open_prompts(sources: Sequence[str], recipe: Recipe, split: str | None) -> P
                 code="data.missing-source",
             )
         prompts |= {prompt.name: prompt for prompt in found}
-    check_split_option(sources, split)
+    check_dataset_options(sources, split, overrides)
     return PromptList(tuple(prompts.values()))
 
 
-def _read_dataset(source: str, recipe: Recipe, split: str | None) -> Iterator[Prompt]:
+def _read_dataset(source: str, recipe: Recipe, split: str | None, overrides: Sequence[str]) -> Iterator[Prompt]:
     """Yield the prompts of a data set of conversations."""
-    data = open_dataset(source, recipe)
+    data = open_dataset(source, recipe, overrides)
     for each in select_splits(data.splits, source, split).values():
         if get_split_kind(each) != "conversations":
             raise UsageError(

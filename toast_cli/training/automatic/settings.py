@@ -24,6 +24,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import AutomaticSettings, initialize_feedback
 from toast_cli.training.session import Session, prepare_session
 from toast_cli.training.step import TrainingStep
+from toast_cli.training.tracking.libraries import check_trackers, log_in_to_trackers
 from toast_cli.utils.config import is_automatic
 from toast_cli.utils.errors import UsageError
 
@@ -41,7 +42,8 @@ def choose_automatic_settings(
     Raises:
         UsageError: the output folder holds files, the recipe cannot be run, or the model is sharded and the batch size
             is `auto`.
-        ToastError: no batch size fits, no learning rate lowers the loss, or any other error of `prepare_session`.
+        ToastError: a tracker cannot be logged in to, no batch size fits, no learning rate lowers the loss, or any
+            other error of `prepare_session`.
     """
     numbers: dict[str, int | float] = {}
     lr_range = None
@@ -56,6 +58,8 @@ def choose_automatic_settings(
         choose("workers", count_workers(recipe))
     if is_automatic(training.batch_size) or is_automatic(training.lr):
         RunFolder.require_free(output_dir)  # before the trials, which take time
+        check_trackers(training.trackers)
+        log_in_to_trackers(training.trackers)
     if is_automatic(training.batch_size) and training.shard:
         raise UsageError(
             "training.batch_size=auto cannot be combined with training.shard.",

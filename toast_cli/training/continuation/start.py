@@ -143,6 +143,7 @@ def _initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Start
         "backbone": lineage.backbone,
         "method": lineage.recipe["method"]["name"],
         "dataset": lineage.recipe["dataset"]["name"],
+        "data": lineage.results.get("data", lineage.recipe["dataset"]["name"]),
         "seed": lineage.recipe["seed"],
         "tensors": hash_tensors(tensors),
         "new": [],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.model.model import Model
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
@@ -64,6 +65,7 @@ class TunedModel:
             "backbone": recipe.backbone.name,
             "method": recipe.method.name,
             "dataset": recipe.dataset.name,
+            "data": get_dataset_label(recipe.dataset),
             "seed": recipe.seed,
             "tensors": self.digest,
             "new": list(self.head.new),

@@ -8,7 +8,9 @@ numbers alone, in a new run after every start.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,8 @@ class TrackerLibrary:
         log_picture: Sends a picture with a name and a step to a tracker; None if it takes none.
         project: Returns the name of the project.
         finish: Ends the run of a tracker.
+        log_in: Logs in to its server, which the start would otherwise do; None if it needs no account.
+        offline: What a user sets to work without a server.
     """
 
     requirement: str
@@ -53,11 +57,20 @@ class TrackerLibrary:
     log_picture: Callable[[Any, str, Image, int], Any] | None = None
     project: Callable[[], str] = lambda: PROJECT
     finish: Callable[[Any], Any] = lambda tracker: tracker.finish()
+    log_in: Callable[[], Any] | None = None
+    offline: str = "its offline mode"
 
 
 def _make_tensorboard_options(run: TrackedRun) -> dict[str, Any]:
     """Hide what an interrupted run wrote after its checkpoint: these steps are made again."""
     return {"purge_step": run.step + 1} if run.step else {}
+
+
+def _log_in_to_wandb() -> None:
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") == "online":
+        wandb.login()
 
 
 def _make_wandb_options(run: TrackedRun) -> dict[str, Any]:
@@ -108,12 +121,15 @@ LIBRARIES = {
         get_id=lambda tracker: tracker.tracker.id,
         log_picture=_log_picture_list,
         project=lambda: os.environ.get("WANDB_PROJECT") or PROJECT,
+        log_in=_log_in_to_wandb,
+        offline="WANDB_MODE=offline",
     ),
     "mlflow": TrackerLibrary(
         "mlflow",
         lambda run: {"run_name": run.folder.name, "run_id": run.id},
         get_id=lambda tracker: tracker.tracker.info.run_id,
         log_picture=_log_mlflow_picture,
+        offline="MLFLOW_TRACKING_URI=sqlite:///mlflow.db",
     ),
     "trackio": TrackerLibrary(
         "trackio",
@@ -127,6 +143,7 @@ LIBRARIES = {
         _make_swanlab_options,
         get_id=lambda tracker: tracker.tracker.id,
         log_picture=_log_picture_list,
+        offline="SWANLAB_MODE=offline",
     ),
     "comet_ml": TrackerLibrary("comet-ml"),
 }
@@ -159,3 +176,28 @@ def check_trackers(names: Sequence[str]) -> None:
                 what_to_do=f"Run pip install {quoted}, or leave it out of training.trackers.",
                 code="cli.missing-package",
             )
+
+
+def log_in_to_trackers(names: Sequence[str]) -> None:
+    """Log in to the servers of the trackers, before work that would be lost if a login failed.
+
+    Raises:
+        ToastError: a login fails, or the tracker has no account and nobody to ask for one.
+    """
+    for name in names:
+        if (log_in := get_library(name).log_in) is not None:
+            try:
+                with redirect_stdout(sys.stderr):  # stdout is for results
+                    log_in()
+            except Exception as error:  # each library has its own
+                raise make_tracker_error(name, error, "run the command again") from error
+
+
+def make_tracker_error(name: str, error: Exception, then: str) -> ToastError:
+    """Return the error about a tracker that cannot be started; `then` is what to do after that is mended."""
+    return ToastError(
+        f"The tracker '{name}' could not be started (training.trackers).",
+        f"{type(error).__name__}: {error}",
+        f"Log in to its server, or set {get_library(name).offline}, and {then}.",
+        code="training.tracker-unavailable",
+    )

@@ -14,8 +14,7 @@ from accelerate.utils import LoggerType
 
 from toast_cli.storage.checksums import add_checksum, read_checksummed_json
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.tracking.libraries import TrackedRun, get_library
-from toast_cli.utils.errors import ToastError
+from toast_cli.training.tracking.libraries import TrackedRun, get_library, make_tracker_error
 from toast_cli.utils.files import write_json
 from toast_cli.utils.names import escape_markdown
 
@@ -61,12 +60,7 @@ class Trackers:
                 with redirect_stdout(sys.stderr):  # stdout is for results
                     self._working[name] = _start_tracker(name, accelerator, run, dict(_flatten(recipe, ".")))
             except Exception as error:  # each library has its own
-                raise ToastError(
-                    f"The tracker '{name}' could not be started (training.trackers).",
-                    f"{type(error).__name__}: {error}",
-                    "Log in to its server, or use its offline mode, and resume the run.",
-                    code="training.tracker-unavailable",
-                ) from error
+                raise make_tracker_error(name, error, "resume the run") from error
             if (get_id := get_library(name).get_id) is not None:
                 ids[name] = get_id(self._working[name])
         if ids:
