@@ -116,8 +116,15 @@ def build_transformers_model(kind: type[Any], device: str) -> Any:
     from toast_cli import registry
     from toast_cli.utils.errors import ToastError
 
-    with torch.device(device):
-        module = kind(kind.config_class())
+    try:
+        with torch.device(device):
+            module = kind(kind.config_class())
+    except Exception as error:  # transformers may raise anything, also for a library that is not installed
+        raise ToastError(
+            f"transformers cannot build a {kind.__name__}.",
+            f"transformers cannot build it with its default configuration: {' '.join(str(error).split())[:80]}",
+            code="backbone.cannot-steer",
+        ) from error
     backbone = registry.wrap_model(module.eval(), library="transformers")
     if backbone is None:
         raise ToastError(f"No plugin can steer a {kind.__name__}.", code="backbone.cannot-steer")
@@ -139,7 +146,7 @@ def run_passes(backbone: Any) -> None:
     """
     import torch
 
-    from toast_cli.steering.steering import Steering, run_two_passes
+    from toast_cli.steering.steering import Steering, run_one_pass, run_two_passes
 
     weights = next(backbone.module.parameters())
     backbone.module.eval().requires_grad_(False)
@@ -151,6 +158,10 @@ def run_passes(backbone: Any) -> None:
         inputs = backbone.example(1)
         if backbone.any_image_size and isinstance(inputs, torch.Tensor):
             inputs = inputs[..., :LARGEST_SIDE, :LARGEST_SIDE]
+        if not weights.is_meta:  # a direction in which features lie: others may give every token a weight of zero
+            with torch.no_grad():
+                compared = run_one_pass(backbone, inputs).first.compared.movedim(backbone.channel_dim, -1)
+                steering.selection.xi.copy_(compared.flatten(0, -2).mean(0))
         passes = run_two_passes(backbone, steering, inputs)
         passes.last.pooled.float().square().mean().backward()
     if weights.is_meta:

@@ -15,13 +15,15 @@ MAP_DIMS, TOKEN_DIMS = 4, 3
 class MapFormat:
     """The format of a map between two stages. The default is `[B, C, H, W]` as it is.
 
-    `channels_last` is `[B, H, W, C]`. `widths` are the channels of several maps of one size, which are concatenated.
+    `channels_last` is `[B, H, W, C]`. `widths` are the channels of several maps of one size, which are concatenated;
+    the network keeps them as a list or, unless `is_list`, as a tuple.
     `grid` is the size of a map of tokens `[B, H W, C]`, in rows, for images of one size only.
     """
 
     channels_last: bool = False
     widths: tuple[int, ...] = ()
     grid: tuple[int, int] | None = None
+    is_list: bool = False
 
     def to_map(self, value: Any) -> Tensor:
         """Return the network's value as a map `[B, C, H, W]`."""
@@ -34,7 +36,8 @@ class MapFormat:
     def from_map(self, map: Tensor) -> Any:
         """Return a map `[B, C, H, W]` in the format of the network."""
         if self.widths:
-            return map.split(self.widths, dim=1)
+            maps = map.split(self.widths, dim=1)
+            return list(maps) if self.is_list else maps
         if self.grid:
             return map.flatten(2).transpose(1, 2)
         return map.permute(0, 2, 3, 1) if self.channels_last else map
@@ -49,7 +52,9 @@ def find_map_format(value: Any, size: tuple[int, int], width: int | None) -> Map
         if not value or not all(_is_map(each) and each.shape[2:] == value[0].shape[2:] for each in value):
             return None
         widths = tuple(each.shape[1] for each in value)
-        return MapFormat(widths=widths) if _fits(value[0].shape[2:], size) and width in (None, sum(widths)) else None
+        if not _fits(value[0].shape[2:], size) or width not in (None, sum(widths)):
+            return None
+        return MapFormat(widths=widths, is_list=isinstance(value, list))
     if not isinstance(value, Tensor):
         return None
     if value.ndim == TOKEN_DIMS and size[0] * size[1] == value.shape[1] and width == value.shape[2]:

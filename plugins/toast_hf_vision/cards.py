@@ -43,4 +43,4 @@ def _wrap(module: Any) -> Backbone | None:
     return wrap_hf_vision(module)
 
 
-FAMILY = Family("hf", "transformers", _make_card, _wrap)
+FAMILY = Family("hf", "transformers", _make_card, _wrap, generic=True)

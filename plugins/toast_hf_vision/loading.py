@@ -92,7 +92,12 @@ def wrap_hf_vision(module: Any) -> Backbone | None:
         return wrapped
     encoder = find_encoder(module)
     if encoder is None:
-        return None
+        if module.main_input_name != "pixel_values":
+            return None
+        raise build_unsteerable_error(
+            module,
+            "It decodes what its encoder reads, for example into objects: it has no features of an image to classify.",
+        )
     if isinstance(module, BackboneMixin):
         raise build_unsteerable_error(
             module, "It returns the maps of several layers, without pooled features. AutoModel builds the same network."

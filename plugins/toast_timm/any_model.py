@@ -26,7 +26,7 @@ from toast_timm.refusals import explain_refusal
 from toast_timm.weights_file import describe_normalization
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
-UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
+UNEXPECTED_ARGUMENT = re.compile(r"unexpected keyword argument(?:\(s\): \[| )'(\w+)'")
 
 
 def build_any_model(model: str, options: TimmOptions) -> Backbone:

@@ -123,7 +123,10 @@ def list_classifiers(module: Any) -> list[nn.Module]:
     """Return the layers of a timm model that give its own classes, of which a distilled model has two."""
     if not hasattr(module, "get_classifier"):  # encoders of language models
         return []
-    layers = module.get_classifier()
+    try:
+        layers = module.get_classifier()
+    except AttributeError:  # a few models look inside of their head, which is an identity without a classifier
+        return []
     return [layer for layer in (layers if isinstance(layers, tuple) else (layers,)) if layer is not None]
 
 

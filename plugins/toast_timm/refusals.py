@@ -19,6 +19,8 @@ NO_FORM = {
 """Reasons by class for models that have no natural form of the paper's construction."""
 
 NO_PLUGIN = {
+    "VisionTransformerSAM": "Its attention is inside of windows, with positions that depend on the queries, and no "
+    "plugin for its values exists yet.",
     "ConVit": "Its blocks have values of their own, but no plugin for its gated attention exists yet.",
 }
 """Reasons by class for models that could be steered by a plugin that does not exist."""
