@@ -34,6 +34,7 @@ def streamed(count: int) -> IterableDataset:
 def peak(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Bytes of Python's at most, and blocks, of a text of so many documents that is opened, cut up and read through."""
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: streamed(count))
+    monkeypatch.setattr(documents, "require_hub_dataset", lambda *_: None)
     dataset = {"name": "text", "path": "some/where", "block_tokens": 64}
     raw = {"backbone": f"llama:{folder}", "dataset": dataset, "method": "toast"}
     recipe = build_recipe(raw, {}, origin="a test")
