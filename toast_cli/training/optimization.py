@@ -33,13 +33,16 @@ def check_optimizer(
     """Check that the optimizer trains, and that its state can be saved and restored, before anything is written.
 
     A small model on `device` (default: the CPU), sharded by `shard`, is trained for a step before and after its state
-    goes through a checkpoint.
+    goes through a checkpoint. A rate that is still to be chosen is not compared with `min_lr`.
 
     Raises:
         UsageError: timm has no such optimizer, it does not accept the momentum, it needs second derivatives, or it does
             not work here, for example without CUDA; or the lowest learning rate exceeds the peak.
     """
     name = training.optimizer
+    if isinstance(training.lr, str):
+        rate = max(TrainingOptions.model_fields["lr"].default, training.min_lr)
+        training = training.model_copy(update={"lr": rate})
     if name not in list_optimizers():
         raise UsageError(
             f"Unknown optimizer '{name}' (training.optimizer).",

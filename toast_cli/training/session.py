@@ -22,6 +22,7 @@ from toast_cli.model.model import Model, build_model, count_elements, count_flop
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.training.automatic.recommended_rates import RateChoice, choose_recommended_rate
 from toast_cli.training.continuation.start import Start, initialize_model
 from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
@@ -30,7 +31,7 @@ from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.training.tracking.libraries import check_trackers
-from toast_cli.utils.config import is_automatic
+from toast_cli.utils.config import is_automatic, is_recommended
 from toast_cli.utils.constants import OWN_PACKAGE
 from toast_cli.utils.errors import UsageError
 
@@ -39,7 +40,8 @@ from toast_cli.utils.errors import UsageError
 class Session:
     """The opened data, the model and the accelerator of a recipe, before anything is trained or written.
 
-    `start` is the earlier model that the weights come from, if there is one (`init_from`).
+    `start` is the earlier model that the weights come from, if there is one (`init_from`). `rate` is the choice of the
+    learning rate if it was `recommended`; the recipe has its number.
     """
 
     recipe: Recipe
@@ -47,6 +49,7 @@ class Session:
     model: Model
     accelerator: Accelerator
     start: Start | None = None
+    rate: RateChoice | None = None
 
     @property
     def batch_size(self) -> int:
@@ -85,6 +88,10 @@ class Session:
             "total_parameters": count_elements(self.model.parameters()),
             **count_flops(self.model),
         }
+
+    def describe_choices(self) -> list[str]:
+        """Return notes on the backbone and on a recommended learning rate."""
+        return [*self.describe_backbone(), *([] if self.rate is None else [self.rate.message])]
 
     def describe_backbone(self) -> list[str]:
         """Return the backbone's notes and, for a weights file, how images are normalized."""
@@ -178,8 +185,14 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if recipe.training.shard:
         check_uniform_forward_calls(model)
     check_compiling(model, accelerator)
+    rate = None
+    if is_recommended(recipe.training.lr):
+        parameters = count_elements(model.adapted.network.parameters())
+        rate = choose_recommended_rate(recipe, parameters, len(data.splits["train"]))
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"lr": rate.rate.lr})})
+        check_optimizer(recipe.training)
     start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
-    session = Session(recipe, data, model, accelerator, start)
+    session = Session(recipe, data, model, accelerator, start, rate)
     if place:
         session.move_to_device()
     return session

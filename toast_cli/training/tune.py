@@ -13,12 +13,13 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
-from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.run_folder import RunFolder, read_metrics
 from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
 from toast_cli.training.class_warnings import describe_divergence, describe_small_validation, describe_weak_classes
+from toast_cli.training.convergence import describe_unsettled_loss, find_start_metrics, read_validation_losses
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -162,6 +163,10 @@ def run_tuning(
             )
         test, answers, warnings = None, list[SplitAnswers](), describe_small_validation(best.metrics, training.epochs)
         warnings += describe_divergence(loop.losses, training.lr)
+        if model.objective.target == "text":
+            metrics = list(read_metrics(folder.metrics))
+            results["validation_before"] = find_start_metrics(metrics)
+            warnings += describe_unsettled_loss(read_validation_losses(metrics), training, len(train))
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         if recipe.test and "test" in data.splits:

@@ -51,7 +51,7 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
     for line in [
         *session.data.messages,
         *batches.notes,
-        *session.describe_backbone(),
+        *session.describe_choices(),
         *(() if session.start is None else session.start.messages),
         *notes,
         *lines,

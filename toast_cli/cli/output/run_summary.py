@@ -42,6 +42,8 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
         select = results.get("selected_by")
         by = f" (by {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))})" if select else ""
         table.add_row("selected epoch", f"{results['selected_epoch']}{by}")
+    if results.get("validation_before"):
+        table.add_row("perplexity, validation, before", f"{results['validation_before']['perplexity']:.3f}")
     for split in ("train", "validation", "test", "all"):
         if results.get(split):
             add_metric_rows(table, split, results[split])

@@ -1,0 +1,77 @@
+"""Warnings of a training that ended before the loss had settled: too few epochs, or too low a learning rate.
+
+They need the validation loss before the first step and after every epoch, which `metrics.jsonl` has for texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.training.optimization import make_scheduler
+
+STEADY_FALL = 0.1
+"""Largest lead of the loss over a fall that is proportional to the sum of the rates, as a share of the whole fall. A
+loss with less of a lead fell as fast at the end as at the beginning. Calibrated by benchmarks/language_rates.py."""
+SETTLED_FALL = 0.005
+"""Fall of the loss in the last epoch, as a share of the loss, up to which it counts as settled."""
+SAMPLED_STEPS = 1000
+"""Steps of a schedule that are enough for the sum of its rates."""
+
+
+def read_validation_losses(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Return the step and the validation loss before training and after every validated epoch, from metrics.jsonl."""
+    return [(line["step"], line["validation"]["loss"]) for line in lines if line.get("validation") is not None]
+
+
+def find_start_metrics(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the validation metrics before the first step, or None if there are none."""
+    return next((line["validation"] for line in lines if line["kind"] == "start"), None)
+
+
+def describe_unsettled_loss(losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int) -> list[str]:
+    """Return a warning if the validation loss was still falling at the end of training, or fell steadily until then.
+
+    Args:
+        losses: Step and validation loss, the first of them before training.
+        training: The settings of the run.
+        batches: The number of batches in an epoch.
+    """
+    if len(losses) < 2 or losses[0][0] > 0:
+        return []
+    steps, values = (np.array(column, float) for column in zip(*losses, strict=True))
+    if values[-1] > values[:-1].min() or not np.isfinite(values).all():
+        return []  # it does not fall any more, or it rose
+    fall, last = values[0] - values[-1], (values[-2] - values[-1]) / values[-2]
+    shares = _sum_rates(training, -(-batches // training.accumulate), steps)
+    lead = (values[0] - values[1:-1]) / fall - shares[1:-1] if fall > 0 else np.zeros(0)
+    higher = f"--lr {float(f'{3 * training.lr:.1g}'):g}"
+    if len(lead) and lead.max() <= STEADY_FALL:
+        return [
+            f"val: the loss fell steadily from {values[0]:.3f} to {values[-1]:.3f} and had not begun to settle: the "
+            f"learning rate ({training.lr:g}) is probably too low. Try {higher} or more."
+        ]
+    if last > SETTLED_FALL:
+        return [
+            f"val: the loss was still falling at the end, by {last:.1%} in the last epoch, to {values[-1]:.3f}. "
+            f"Try --epochs {2 * training.epochs}, or {higher}."
+        ]
+    return []
+
+
+def _sum_rates(training: TrainingOptions, steps_per_epoch: int, steps: np.ndarray) -> np.ndarray:
+    """Return the sum of the learning rates up to each of some steps, as a share of that up to the last one."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.lr)
+    scheduler = make_scheduler(optimizer, training, steps_per_epoch)
+    at = np.linspace(0, steps[-1], min(SAMPLED_STEPS, int(steps[-1])), endpoint=False)
+    rates = []
+    for step in at:
+        scheduler.step_update(round(step))
+        rates.append(optimizer.param_groups[0]["lr"])
+    sums: np.ndarray = np.interp(steps, [*at, steps[-1]], np.cumsum([0.0, *rates]))
+    return sums / sums[-1]
