@@ -233,10 +233,9 @@ def print_table(ledger: Ledger) -> None:
     for line in ledger.lines:
         if line["method"] != "none" and not line["changes"]:
             cells[line["texts"], line["task"], line["model"], line["method"]].append(line)
-    print(
-        "| texts | task | model | method | trained | best rate | within 2% | validation loss | test loss (seeds) | before |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["texts", "task", "model", "method", "trained", "best rate", "within 2%", "validation", "test (seeds)"]
+    print("| " + " | ".join([*columns, "test before"]) + " |")
+    print("|---" * (len(columns) + 1) + "|")
     for (texts, task, model, method), lines in sorted(cells.items()):
         searched = [line for line in lines if line["seed"] == 0 and "test" not in line] or lines
         best = min(searched, key=get_loss)
