@@ -9,19 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from toast_cli.recipe.schema import TrainingOptions
-from toast_cli.training.optimization import make_scheduler
+from toast_cli.training.optimization import sum_learning_rates
 
 STEADY_FALL = 0.1
 """Largest lead of the loss over a fall that is proportional to the sum of the rates, as a share of the whole fall. A
 loss with less of a lead fell as fast at the end as at the beginning. Calibrated by benchmarks/language_rates.py."""
 SETTLED_FALL = 0.005
 """Fall of the loss in the last epoch, as a share of the loss, up to which it counts as settled."""
-SAMPLED_STEPS = 1000
-"""Steps of a schedule that are enough for the sum of its rates."""
 
 
 def read_validation_losses(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
@@ -44,12 +40,12 @@ def describe_unsettled_loss(losses: Sequence[tuple[int, float]], training: Train
     """
     if len(losses) < 2 or losses[0][0] > 0:
         return []
-    steps, values = (np.array(column, float) for column in zip(*losses, strict=True))
+    steps, values = [step for step, _ in losses], np.array([loss for _, loss in losses])
     if values[-1] > values[:-1].min() or not np.isfinite(values).all():
         return []  # it does not fall any more, or it rose
     fall, last = values[0] - values[-1], (values[-2] - values[-1]) / values[-2]
-    shares = _sum_rates(training, -(-batches // training.accumulate), steps)
-    lead = (values[0] - values[1:-1]) / fall - shares[1:-1] if fall > 0 else np.zeros(0)
+    sums = np.array(sum_learning_rates(training, -(-batches // training.accumulate), steps))
+    lead = (values[0] - values[1:-1]) / fall - sums[1:-1] / sums[-1] if fall > 0 else np.zeros(0)
     higher = f"--lr {float(f'{3 * training.lr:.1g}'):g}"
     if len(lead) and lead.max() <= STEADY_FALL:
         return [
@@ -62,16 +58,3 @@ def describe_unsettled_loss(losses: Sequence[tuple[int, float]], training: Train
             f"Try --epochs {2 * training.epochs}, or {higher}."
         ]
     return []
-
-
-def _sum_rates(training: TrainingOptions, steps_per_epoch: int, steps: np.ndarray) -> np.ndarray:
-    """Return the sum of the learning rates up to each of some steps, as a share of that up to the last one."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.lr)
-    scheduler = make_scheduler(optimizer, training, steps_per_epoch)
-    at = np.linspace(0, steps[-1], min(SAMPLED_STEPS, int(steps[-1])), endpoint=False)
-    rates = []
-    for step in at:
-        scheduler.step_update(round(step))
-        rates.append(optimizer.param_groups[0]["lr"])
-    sums: np.ndarray = np.interp(steps, [*at, steps[-1]], np.cumsum([0.0, *rates]))
-    return sums / sums[-1]

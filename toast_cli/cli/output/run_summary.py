@@ -86,13 +86,15 @@ def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     before, after = results["before"], results["after"]
     for level in before:
         table.add_row(level, *(f"{losses[level]:.4g}" for losses in (before, after)))
+    notes = [f"Warning: {text}" for text in results.get("warnings", ())]
     if any(after[level] > before[level] for level in before):
         # Expected with a least-squares start, but it looks like a failure.
-        table.caption = (
+        notes.append(
             "The loss can increase: it is a small auxiliary term next to the task loss, and a least-squares start "
             "begins at its minimum."
         )
-        table.caption_justify = "left"
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 
