@@ -3,14 +3,15 @@
     python benchmarks/small_language_models.py --out runs/small-models
     python benchmarks/language_rates.py grid --out runs/rates --models stories260k runs/small-models/{code,prose}
     python benchmarks/language_rates.py test --out runs/rates --models ...
+    python benchmarks/language_rates.py longer --out runs/rates --models ...
     python benchmarks/language_rates.py table --out runs/rates
 
 The tasks: `docstrings` (what does a function of the standard library do), `glosses` (what is a heron; WordNet's
 definitions, as timm has them), and `facts` (made sentences with a question about one of them). `grid` climbs a ladder
 of rates, with the first seed, from a middle step until the validation loss has a neighbour on both sides that is worse.
-`test` trains at the best rate of each cell with every seed and evaluates the test split once for each. All other
-settings are those of the recipe that toast uses. Every run is a line of results.jsonl below --out; a run that has a
-line is not repeated, so both commands can be stopped and started again.
+`test` trains at the best rate of each cell with every seed and evaluates the test split once for each. `longer` trains
+at the best rate for twice as many epochs. All other settings are those of the recipe that toast uses. Every run is a
+line of results.jsonl below --out; a run that has a line is not repeated, so commands can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def print_table(ledger: Ledger) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["grid", "test", "table"])
+    parser.add_argument("command", choices=["grid", "test", "longer", "table"])
     parser.add_argument("--out", type=Path, required=True, help="folder for the texts and results.jsonl")
     parser.add_argument("--models", nargs="+", type=Path, default=[], help="folders of language models")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
@@ -273,6 +274,8 @@ def main() -> None:
         measure_before(ledger, cell, model)
         best = climb(ledger, cell, model, given.seeds[0])
         print(*cell.values(), f"rate {best['rate']:g}, validation loss {get_loss(best):.3f}", flush=True)
+        if given.command == "longer":
+            train(ledger, cell, model, best["rate"], given.seeds[0], changes=("training.epochs=6",))
         if given.command == "test":
             for seed in given.seeds:
                 train(ledger, cell, model, best["rate"], seed, test=True)

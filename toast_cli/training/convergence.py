@@ -30,13 +30,16 @@ def find_start_metrics(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | N
     return next((line["validation"] for line in lines if line["kind"] == "start"), None)
 
 
-def describe_unsettled_loss(losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int) -> list[str]:
+def describe_unsettled_loss(
+    losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int, recommended: float
+) -> list[str]:
     """Return a warning if the validation loss was still falling at the end of training, or fell steadily until then.
 
     Args:
         losses: Step and validation loss, the first of them before training.
         training: The settings of the run.
         batches: The number of batches in an epoch.
+        recommended: The recommended rate. Too high a rate also makes the loss fall steadily, as the rate decays.
     """
     if len(losses) < 2 or losses[0][0] > 0:
         return []
@@ -46,15 +49,16 @@ def describe_unsettled_loss(losses: Sequence[tuple[int, float]], training: Train
     fall, last = values[0] - values[-1], (values[-2] - values[-1]) / values[-2]
     sums = np.array(sum_learning_rates(training, -(-batches // training.accumulate), steps))
     lead = (values[0] - values[1:-1]) / fall - sums[1:-1] / sums[-1] if fall > 0 else np.zeros(0)
-    higher = f"--lr {float(f'{3 * training.lr:.1g}'):g}"
-    if len(lead) and lead.max() <= STEADY_FALL:
+    if len(lead) and lead.max() <= STEADY_FALL and training.lr <= recommended:
         return [
             f"val: the loss fell steadily from {values[0]:.3f} to {values[-1]:.3f} and had not begun to settle: the "
-            f"learning rate ({training.lr:g}) is probably too low. Try {higher} or more."
+            f"learning rate ({training.lr:g}) looks too low. "
+            f"Try --lr {max(float(f'{3 * training.lr:.1g}'), recommended):g}, or --lr auto."
         ]
     if last > SETTLED_FALL:
+        other = "" if training.lr == recommended else f", or the recommended rate, --lr {recommended:g}"
         return [
             f"val: the loss was still falling at the end, by {last:.1%} in the last epoch, to {values[-1]:.3f}. "
-            f"Try --epochs {2 * training.epochs}, or {higher}."
+            f"Try --epochs {2 * training.epochs}{other}."
         ]
     return []

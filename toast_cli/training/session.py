@@ -22,7 +22,11 @@ from toast_cli.model.model import Model, build_model, count_elements, count_flop
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
-from toast_cli.training.automatic.recommended_rates import RateChoice, choose_recommended_rate
+from toast_cli.training.automatic.recommended_rates import (
+    RateChoice,
+    find_recommended_rate,
+    require_recommended_rates,
+)
 from toast_cli.training.continuation.start import Start, initialize_model
 from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
@@ -92,6 +96,18 @@ class Session:
     def describe_choices(self) -> list[str]:
         """Return notes on the backbone and on a recommended learning rate."""
         return [*self.describe_backbone(), *([] if self.rate is None else [self.rate.message])]
+
+    def set_recommended_rate(self) -> None:
+        """Set the learning rate of the recipe to the recommended one."""
+        self.rate = self.find_recommended_rate()
+        training = self.recipe.training.model_copy(update={"lr": self.rate.rate.lr})
+        self.recipe = self.recipe.model_copy(update={"training": training})
+        check_optimizer(training)
+
+    def find_recommended_rate(self) -> RateChoice:
+        """Return the recommended learning rate of this method, model and number of training texts."""
+        parameters = count_elements(self.model.adapted.network.parameters())
+        return find_recommended_rate(self.recipe.method.name, parameters, len(self.data.splits["train"]))
 
     def describe_backbone(self) -> list[str]:
         """Return the backbone's notes and, for a weights file, how images are normalized."""
@@ -185,14 +201,11 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if recipe.training.shard:
         check_uniform_forward_calls(model)
     check_compiling(model, accelerator)
-    rate = None
-    if is_recommended(recipe.training.lr):
-        parameters = count_elements(model.adapted.network.parameters())
-        rate = choose_recommended_rate(recipe, parameters, len(data.splits["train"]))
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"lr": rate.rate.lr})})
-        check_optimizer(recipe.training)
     start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
-    session = Session(recipe, data, model, accelerator, start, rate)
+    session = Session(recipe, data, model, accelerator, start)
+    if is_recommended(recipe.training.lr):
+        require_recommended_rates(recipe)
+        session.set_recommended_rate()
     if place:
         session.move_to_device()
     return session

@@ -27,13 +27,16 @@ def test_the_sum_of_the_rates_is_that_of_the_schedule(monkeypatch: pytest.Monkey
 def test_a_loss_that_falls_with_the_sum_of_the_rates_means_that_the_rate_is_too_low() -> None:
     sums = np.array(sum_learning_rates(TRAINING, 10, STEPS))
     steady = list(zip(STEPS, 5 - sums / sums[-1], strict=True))
-    (said,) = describe_unsettled_loss(steady, TRAINING, 10)
-    assert "0.001) is probably too low" in said and "--lr 0.003" in said and "from 5.000 to 4.000" in said
+    (said,) = describe_unsettled_loss(steady, TRAINING, 10, recommended=0.001)
+    assert "0.001) looks too low" in said and "--lr 0.003" in said and "from 5.000 to 4.000" in said
+    assert "--lr 0.02" in describe_unsettled_loss(steady, TRAINING, 10, recommended=0.02)[0]
+    (said,) = describe_unsettled_loss(steady, TRAINING, 10, recommended=0.0001)
+    assert "too low" not in said and "--lr 0.0001" in said, "too high a rate makes a loss fall steadily as well"
 
 
 def test_a_loss_that_still_falls_needs_more_epochs() -> None:
-    (said,) = describe_unsettled_loss(list(zip(STEPS, [5, 2.8, 2.2, 2.0], strict=True)), TRAINING, 10)
-    assert "still falling" in said and "9.1% in the last epoch" in said and "--epochs 6" in said
+    (said,) = describe_unsettled_loss(list(zip(STEPS, [5, 2.8, 2.2, 2.0], strict=True)), TRAINING, 10, 0.001)
+    assert "still falling" in said and "9.1% in the last epoch" in said and said.endswith("--epochs 6.")
 
 
 @pytest.mark.parametrize(
@@ -47,11 +50,11 @@ def test_a_loss_that_still_falls_needs_more_epochs() -> None:
     ],
 )
 def test_a_loss_that_does_not_fall_any_more_needs_no_warning(losses: list[float]) -> None:
-    assert describe_unsettled_loss(list(zip(STEPS, losses, strict=False)), TRAINING, 10) == []
+    assert describe_unsettled_loss(list(zip(STEPS, losses, strict=False)), TRAINING, 10, 0.001) == []
 
 
 def test_a_run_of_an_earlier_version_has_no_loss_before_training() -> None:
-    assert describe_unsettled_loss(list(zip(STEPS[1:], [5, 4.5, 4.0], strict=True)), TRAINING, 10) == []
+    assert describe_unsettled_loss(list(zip(STEPS[1:], [5, 4.5, 4.0], strict=True)), TRAINING, 10, 0.001) == []
 
 
 def recipe_for_text(start: str, **training: object) -> Recipe:

@@ -82,11 +82,11 @@ def find_recommended_rate(method: str, parameters: int, texts: int) -> RateChoic
     return RateChoice(next(rows), method, parameters, texts)
 
 
-def choose_recommended_rate(recipe: Recipe, parameters: int, texts: int) -> RateChoice:
-    """Return the recommended rate of a recipe whose `training.lr` is `recommended`.
+def require_recommended_rates(recipe: Recipe) -> None:
+    """Check that the table has rates for the kind of run.
 
     Raises:
-        UsageError: the run is not the tuning of a language model, which the table is for.
+        UsageError: the run is not the tuning of a language model.
     """
     if recipe.task.name != "language" or recipe.pretuning is not None:
         what = "pre-tuning" if recipe.pretuning is not None else f"the task {recipe.task.name}"
@@ -96,4 +96,3 @@ def choose_recommended_rate(recipe: Recipe, parameters: int, texts: int) -> Rate
             "Set training.lr to a number, or to auto.",
             code="training.no-recommended-rate",
         )
-    return find_recommended_rate(recipe.method.name, parameters, texts)
