@@ -228,6 +228,23 @@ def climb(ledger: Ledger, cell: dict[str, Any], model: Path, seed: int) -> dict[
         at = best
 
 
+def print_excess(ledger: Ledger, seed: int) -> None:
+    """Print how much higher the validation loss of every rate is than that of the best one: mean and worst cell."""
+    cells: dict[tuple[Any, ...], dict[float, float]] = defaultdict(dict)
+    for line in ledger.find(seed=seed, changes=[]):
+        if "test" not in line:
+            cells[line["method"], line["texts"], line["model"], line["task"]][line["rate"]] = get_loss(line)
+    excess: dict[tuple[str, int, float], list[float]] = defaultdict(list)
+    for (method, texts, *_), losses in cells.items():
+        for rate, loss in losses.items():
+            excess[method, texts, rate].append(loss / min(losses.values()) - 1)
+    print("| method | texts | rate | mean excess | worst | tasks and models |")
+    print("|---|---|---|---|---|---|")
+    for (method, texts, rate), values in sorted(excess.items()):
+        mean, worst = f"{statistics.fmean(values):.1%}", f"{max(values):.1%}"
+        print(f"| {method} | {texts} | {rate:g} | {mean} | {worst} | {len(values)} |")
+
+
 def print_table(ledger: Ledger) -> None:
     """Print the best rate of every cell, the rates within 2% of its loss, and the test losses."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -269,6 +286,8 @@ def main() -> None:
     ledger = Ledger(given.out / "results.jsonl")
     if given.command == "table":
         print_table(ledger)
+        print()
+        print_excess(ledger, given.seeds[0])
         return
     for cell, model in iterate_cells(given):
         measure_before(ledger, cell, model)
