@@ -31,8 +31,8 @@ SPECIALS = ["<pad>", "<s>", "</s>"]
 WINDOW = 256
 """Tokens of a sequence in training. The models read up to twice as many."""
 SHAPES: dict[str, dict[str, Any]] = {
-    "code": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "tie_word_embeddings": False},
-    "prose": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 2},
+    "code": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "tie_word_embeddings": False},
+    "prose": {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 8, "num_key_value_heads": 2},
 }
 
 
@@ -108,12 +108,12 @@ def train_model(name: str, folder: Path, steps: int, characters: int, vocabulary
     )
     model = LlamaForCausalLM(config).train()
     print(f"{name}: {len(data):,} sequences, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05, betas=(0.9, 0.95))
     batch, started, average = 8, time.perf_counter(), math.nan
     order = torch.cat([torch.randperm(len(data)) for _ in range(-(-steps * batch // len(data)))])
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = 5e-3 * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rows = data[order[step * batch : (step + 1) * batch]]
         loss = model(input_ids=rows, labels=rows).loss
         loss.backward()
@@ -132,9 +132,9 @@ def train_model(name: str, folder: Path, steps: int, characters: int, vocabulary
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the models")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--characters", type=int, default=4_000_000, help="text to read at most")
-    parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=512)
     given = parser.parse_args()
     for name in SHAPES:
         if not (given.out / name / "training.json").is_file():

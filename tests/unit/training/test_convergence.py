@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.training.automatic.test_settings import recipe_of
+from toast_cli.cli.output.run_summary import build_pretuning_table
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe, TrainingOptions
 from toast_cli.training.convergence import describe_unsettled_loss
@@ -78,3 +79,11 @@ def test_other_starts_and_images_need_no_number_of_tokens() -> None:
     assert describe_short_pretuning(recipe_for_text("least-squares"), batches=60, length=512) == []
     images = recipe_of(method={"name": "toast", "start": "random"}, lr=3e-5)
     assert describe_short_pretuning(images, batches=2, length=None) == []
+
+
+def test_the_closing_table_of_a_pre_tuning_has_its_warnings() -> None:
+    losses = {"before": {"1": 0.5}, "after": {"1": 0.4}}
+    assert build_pretuning_table("a model", {**losses, "warnings": ["It was too short."]}).caption == (
+        "Warning: It was too short."
+    )
+    assert build_pretuning_table("an earlier run", losses).caption is None
