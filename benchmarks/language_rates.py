@@ -41,10 +41,10 @@ from toast_cli.utils.errors import ToastError
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 METHODS: dict[str, tuple[list[str], float]] = {
-    "toast": ([], 3e-3),
-    "toast-late": (["method.feedback=late"], 3e-3),
-    "toast-lite": ([], 1e-2),
-    "lora": ([], 1e-2),
+    "toast": ([], 1e-2),
+    "toast-late": (["method.feedback=late"], 1e-2),
+    "toast-lite": ([], 3e-2),
+    "lora": ([], 3e-2),
     "full": ([], 1e-3),
 }
 """Overrides of each method, and the rate that its climb starts from."""

@@ -18,8 +18,13 @@ from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
-from toast_cli.training.class_warnings import describe_divergence, describe_small_validation, describe_weak_classes
-from toast_cli.training.convergence import describe_unsettled_loss, find_start_metrics, read_validation_losses
+from toast_cli.training.closing_warnings.classes import describe_small_validation, describe_weak_classes
+from toast_cli.training.closing_warnings.convergence import (
+    describe_divergence,
+    describe_unsettled_loss,
+    find_start_metrics,
+    read_validation_losses,
+)
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,

@@ -9,7 +9,7 @@ from tests.unit.training.automatic.test_settings import recipe_of
 from toast_cli.cli.output.run_summary import build_pretuning_table
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe, TrainingOptions
-from toast_cli.training.convergence import describe_unsettled_loss
+from toast_cli.training.closing_warnings.convergence import describe_unsettled_loss
 from toast_cli.training.optimization import compute_learning_rate, sum_learning_rates
 from toast_cli.training.pretune import describe_short_pretuning
 

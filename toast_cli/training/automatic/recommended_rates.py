@@ -16,14 +16,14 @@ SMALL = 100_000_000
 """Parameters up to which the rates are measured."""
 
 MEASURED = "measured on three models of up to 760 thousand parameters, docs/reports/results.md"
-PAPER = "TOAST, appendix A.3, and the authors' command: LLaMA-7B and 13B, 52,000 texts, batches of 96 to 128"
+PAPER = "TOAST, appendix A.3, and the authors' command (LLaMA-7B, 52,000 texts and more, batches of 96 to 128)"
 ALPACA = (
     "Stanford Alpaca (LLaMA-7B, 52,000 texts, batches of 128), torchtune's 1B_full_single_device for Llama 3.2 "
     "(52,000 texts, batches of 4)"
 )
 LIMA = "LIMA (LLaMA-65B, 1,000 texts, batches of 32)"
-QLORA = "QLoRA, 7B and 13B (9,000 to 52,000 texts, batches of 16), and LoRA for GPT-2 (42,000 texts, batches of 8)"
-LARGE_QLORA = "QLoRA, 33B and 65B"
+QLORA = "QLoRA, LLaMA-7B and 13B (9,000 texts and more, batches of 16), and LoRA for GPT-2 (E2E, batches of 8)"
+LARGE_QLORA = "QLoRA, LLaMA-33B and 65B (9,000 texts and more, batches of 16 and more)"
 
 
 @dataclass(frozen=True)

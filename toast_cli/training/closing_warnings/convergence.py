@@ -1,6 +1,6 @@
-"""Warnings of a training that ended before the loss had settled: too few epochs, or too low a learning rate.
+"""Warnings of a loss that rose, or that had not settled at the end: the rate is too high or too low, or epochs are few.
 
-They need the validation loss before the first step and after every epoch, which `metrics.jsonl` has for texts.
+The latter need the validation loss before the first step and after every epoch, which `metrics.jsonl` has for texts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,24 @@ import numpy as np
 from toast_cli.recipe.schema import TrainingOptions
 from toast_cli.training.optimization import sum_learning_rates
 
+DIVERGENCE_FACTOR, DIVERGENCE_LOSS = 2.0, 0.5
+"""The training loss counts as risen above this multiple of the lowest one, if it is above this value too."""
 STEADY_FALL = 0.1
 """Largest lead of the loss over a fall that is proportional to the sum of the rates, as a share of the whole fall. A
 loss with less of a lead fell as fast at the end as at the beginning. Calibrated by benchmarks/language_rates.py."""
 SETTLED_FALL = 0.005
 """Fall of the loss in the last epoch, as a share of the loss, up to which it counts as settled."""
+
+
+def describe_divergence(losses: Sequence[float], lr: float) -> list[str]:
+    """Return a warning if the training loss of the last epoch is far above the lowest one: the rate is too high."""
+    if not losses or losses[-1] <= max(DIVERGENCE_FACTOR * min(losses), DIVERGENCE_LOSS):
+        return []
+    epoch = losses.index(min(losses)) + 1
+    return [
+        f"train: the loss rose from {min(losses):.3g} in epoch {epoch} to {losses[-1]:.3g} in the last one: the "
+        f"learning rate ({lr:g}) is probably too high. Try --lr {lr / 3:.1g}, or --lr auto."
+    ]
 
 
 def read_validation_losses(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:

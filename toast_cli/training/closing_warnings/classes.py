@@ -14,8 +14,6 @@ HIGH_ACCURACY = 0.5
 """Accuracy from which classes with a low recall are named."""
 MAX_SELECTION_WIDTH = 0.1
 """Width of the interval of the validation accuracy beyond which epochs can hardly be told apart."""
-DIVERGENCE_FACTOR, DIVERGENCE_LOSS = 2.0, 0.5
-"""The training loss counts as risen above this multiple of the lowest one, if it is above this value too."""
 MAX_NAMED = 5
 
 
@@ -48,17 +46,6 @@ def describe_weak_classes(split: str, counts: ClassCounts | None, classes: Seque
     if images * counts.classes > MAX_SCORES:
         found.append(f"{split}: AUROC may be missing: it is computed up to {MAX_SCORES:,} scores in a process.")
     return found
-
-
-def describe_divergence(losses: Sequence[float], lr: float) -> list[str]:
-    """Return a warning if the training loss of the last epoch is far above the lowest one: the rate is too high."""
-    if not losses or losses[-1] <= max(DIVERGENCE_FACTOR * min(losses), DIVERGENCE_LOSS):
-        return []
-    epoch = losses.index(min(losses)) + 1
-    return [
-        f"train: the loss rose from {min(losses):.3g} in epoch {epoch} to {losses[-1]:.3g} in the last one: the "
-        f"learning rate ({lr:g}) is probably too high. Try --lr {lr / 3:.1g}, or --lr auto."
-    ]
 
 
 def describe_small_validation(metrics: Mapping[str, Any] | None, epochs: int) -> list[str]:
