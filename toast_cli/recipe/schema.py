@@ -57,7 +57,7 @@ class TrainingOptions(BaseOptions):
     lr: Annotated[float, Field(gt=0), OrAuto(RECOMMENDED)] = Field(
         0.01,
         description="peak learning rate; auto: found by a range test at the start of the run; recommended, for "
-        "language models: from a table by method, size of the model and number of texts",
+        "language models: from a table by method and size of the model",
     )
     head_lr: float | None = Field(
         None,

@@ -105,9 +105,9 @@ class Session:
         check_optimizer(training)
 
     def find_recommended_rate(self) -> RateChoice:
-        """Return the recommended learning rate of this method, model and number of training texts."""
+        """Return the recommended learning rate of this method and model."""
         parameters = count_elements(self.model.adapted.network.parameters())
-        return find_recommended_rate(self.recipe.method.name, parameters, len(self.data.splits["train"]))
+        return find_recommended_rate(self.recipe.method.name, parameters)
 
     def describe_backbone(self) -> list[str]:
         """Return the backbone's notes and, for a weights file, how images are normalized."""

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError, core_schema
 AUTO = "auto"
 """Value of a numeric setting that toast chooses when a run starts, by trials or by the machine."""
 RECOMMENDED = "recommended"
-"""Value of a learning rate that a table decides, by method, model and number of texts."""
+"""Value of a learning rate that a table decides, by method and size of the model."""
 
 
 def _parse_switch(value: Any) -> Any:
@@ -58,7 +58,7 @@ def is_automatic(value: object) -> bool:
 
 
 def is_recommended(value: object) -> bool:
-    """Return whether a setting is `recommended`: a table decides its number once the data and the model are open."""
+    """Return whether a setting is `recommended`: a table decides its number once the model is open."""
     return value == RECOMMENDED
 
 

@@ -1,7 +1,8 @@
-"""The learning rates of language models by method, size of the model and number of texts (`training.lr=recommended`).
+"""The learning rates of language models by method and size of the model (`training.lr=recommended`).
 
 Up to `SMALL` parameters the rates are measured, by benchmarks/language_rates.py (docs/reports/results.md). Above, they
-are published ones; each row names its source. They are for the batches of the general recipes, four texts a step.
+are published ones; each row names its source. They are for the batches of the general recipes, four texts a step. The
+number of texts is not in the table: the best rates for 32 and for 128 texts were the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from toast_cli.utils.errors import UsageError
 SMALL = 100_000_000
 """Parameters up to which the rates are measured."""
 
-MEASURED = "measured on three models of up to 760 thousand parameters, docs/reports/results.md"
+MEASURED = "measured on three models of up to 283 thousand parameters, docs/reports/results.md"
 PAPER = "TOAST, appendix A.3, and the authors' command (LLaMA-7B, 52,000 texts and more, batches of 96 to 128)"
 ALPACA = (
     "Stanford Alpaca (LLaMA-7B, 52,000 texts, batches of 128), torchtune's 1B_full_single_device for Llama 3.2 "
@@ -28,28 +29,27 @@ LARGE_QLORA = "QLoRA, LLaMA-33B and 65B (9,000 texts and more, batches of 16 and
 
 @dataclass(frozen=True)
 class RecommendedRate:
-    """A row of the table: a rate for models up to `parameters` and training splits up to `texts`, and its source."""
+    """A row of the table: a rate for models up to `parameters`, and its source."""
 
     method: str
     parameters: float
-    texts: float
     lr: float
     source: str
 
 
 RATES = (
-    RecommendedRate("toast", SMALL, math.inf, 0.01, MEASURED),
-    RecommendedRate("toast", math.inf, math.inf, 2e-5, PAPER),
-    RecommendedRate("toast-lite", SMALL, math.inf, 0.03, MEASURED),
-    RecommendedRate("toast-lite", math.inf, math.inf, 2e-5, PAPER),
-    RecommendedRate("lora", SMALL, math.inf, 0.03, MEASURED),
-    RecommendedRate("lora", 2e10, math.inf, 2e-4, QLORA),
-    RecommendedRate("lora", math.inf, math.inf, 1e-4, LARGE_QLORA),
-    RecommendedRate("full", SMALL, math.inf, 0.001, MEASURED),
-    RecommendedRate("full", 2e10, math.inf, 2e-5, ALPACA),
-    RecommendedRate("full", math.inf, math.inf, 1e-5, LIMA),
+    RecommendedRate("toast", SMALL, 0.01, MEASURED),
+    RecommendedRate("toast", math.inf, 2e-5, PAPER),
+    RecommendedRate("toast-lite", SMALL, 0.03, MEASURED),
+    RecommendedRate("toast-lite", math.inf, 2e-5, PAPER),
+    RecommendedRate("lora", SMALL, 0.03, MEASURED),
+    RecommendedRate("lora", 2e10, 2e-4, QLORA),
+    RecommendedRate("lora", math.inf, 1e-4, LARGE_QLORA),
+    RecommendedRate("full", SMALL, 0.003, MEASURED),
+    RecommendedRate("full", 2e10, 2e-5, ALPACA),
+    RecommendedRate("full", math.inf, 1e-5, LIMA),
 )
-"""Rows in order: the first one of a method that is large enough in both columns applies."""
+"""Rows in order: the first one of a method for enough parameters applies."""
 
 OTHER_METHODS = "lora"
 """The method whose rates are used for a method without rows, such as PEFT's variants of LoRA."""
@@ -62,24 +62,22 @@ class RateChoice:
     rate: RecommendedRate
     method: str
     parameters: int
-    texts: int
 
     @property
     def message(self) -> str:
         """Return the sentence that tells the user of the rate and its source."""
-        own = self.method == self.rate.method
+        own = "" if self.method == self.rate.method else f" ({self.method} has no rates of its own)"
         return (
-            f"training.lr=recommended: {self.rate.lr:g}, for {self.rate.method}, {self.parameters:,} parameters and "
-            f"{self.texts:,} texts{'' if own else f' ({self.method} has no rates of its own)'}. Source: "
-            f"{self.rate.source}. --lr sets another rate."
+            f"training.lr=recommended: {self.rate.lr:g}, for {self.rate.method} and {self.parameters:,} parameters{own}"
+            f". Source: {self.rate.source}. --lr sets another rate."
         )
 
 
-def find_recommended_rate(method: str, parameters: int, texts: int) -> RateChoice:
-    """Return the row of the table for a method, a model and a number of training texts."""
+def find_recommended_rate(method: str, parameters: int) -> RateChoice:
+    """Return the row of the table for a method and a model of `parameters`."""
     known = method if any(row.method == method for row in RATES) else OTHER_METHODS
-    rows = (row for row in RATES if row.method == known and parameters <= row.parameters and texts <= row.texts)
-    return RateChoice(next(rows), method, parameters, texts)
+    rows = (row for row in RATES if row.method == known and parameters <= row.parameters)
+    return RateChoice(next(rows), method, parameters)
 
 
 def require_recommended_rates(recipe: Recipe) -> None:
