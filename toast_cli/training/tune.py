@@ -171,7 +171,7 @@ def run_tuning(
         if model.objective.target == "text":
             metrics = list(read_metrics(folder.metrics))
             results["validation_before"] = find_start_metrics(metrics)
-            recommended = session.find_recommended_rate().rate.lr
+            recommended = session.find_recommended_rate().rate
             warnings += describe_unsettled_loss(read_validation_losses(metrics), training, len(train), recommended)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)

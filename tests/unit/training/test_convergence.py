@@ -9,12 +9,17 @@ from tests.unit.training.automatic.test_settings import recipe_of
 from toast_cli.cli.output.run_summary import build_pretuning_table
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.training.automatic.recommended_rates import MEASURED, RecommendedRate
 from toast_cli.training.closing_warnings.convergence import describe_unsettled_loss
 from toast_cli.training.optimization import compute_learning_rate, sum_learning_rates
 from toast_cli.training.pretune import describe_short_pretuning
 
 TRAINING = TrainingOptions(epochs=3, lr=0.001, optimizer="adamw")
 STEPS = [0, 10, 20, 30]
+
+
+def make_rate(lr: float, source: str = MEASURED) -> RecommendedRate:
+    return RecommendedRate("toast", 1e8, lr, source)
 
 
 def test_the_sum_of_the_rates_is_that_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,15 +33,17 @@ def test_the_sum_of_the_rates_is_that_of_the_schedule(monkeypatch: pytest.Monkey
 def test_a_loss_that_falls_with_the_sum_of_the_rates_means_that_the_rate_is_too_low() -> None:
     sums = np.array(sum_learning_rates(TRAINING, 10, STEPS))
     steady = list(zip(STEPS, 5 - sums / sums[-1], strict=True))
-    (said,) = describe_unsettled_loss(steady, TRAINING, 10, recommended=0.001)
+    (said,) = describe_unsettled_loss(steady, TRAINING, 10, make_rate(0.001, "a paper"))
     assert "0.001) looks too low" in said and "--lr 0.003" in said and "from 5.000 to 4.000" in said
-    assert "--lr 0.02" in describe_unsettled_loss(steady, TRAINING, 10, recommended=0.02)[0]
-    (said,) = describe_unsettled_loss(steady, TRAINING, 10, recommended=0.0001)
+    assert "--lr 0.02" in describe_unsettled_loss(steady, TRAINING, 10, make_rate(0.02))[0]
+    (said,) = describe_unsettled_loss(steady, TRAINING, 10, make_rate(0.0001))
     assert "too low" not in said and "--lr 0.0001" in said, "too high a rate makes a loss fall steadily as well"
+    (said,) = describe_unsettled_loss(steady, TRAINING, 10, make_rate(0.001))
+    assert "too low" not in said and "--epochs 6" in said, "a measured rate has been tried against higher ones"
 
 
 def test_a_loss_that_still_falls_needs_more_epochs() -> None:
-    (said,) = describe_unsettled_loss(list(zip(STEPS, [5, 2.8, 2.2, 2.0], strict=True)), TRAINING, 10, 0.001)
+    (said,) = describe_unsettled_loss(list(zip(STEPS, [5, 2.8, 2.2, 2.0], strict=True)), TRAINING, 10, make_rate(0.001))
     assert "still falling" in said and "9.1% in the last epoch" in said and said.endswith("--epochs 6.")
 
 
@@ -51,11 +58,13 @@ def test_a_loss_that_still_falls_needs_more_epochs() -> None:
     ],
 )
 def test_a_loss_that_does_not_fall_any_more_needs_no_warning(losses: list[float]) -> None:
-    assert describe_unsettled_loss(list(zip(STEPS, losses, strict=False)), TRAINING, 10, 0.001) == []
+    assert describe_unsettled_loss(list(zip(STEPS, losses, strict=False)), TRAINING, 10, make_rate(0.001)) == []
 
 
 def test_a_run_of_an_earlier_version_has_no_loss_before_training() -> None:
-    assert describe_unsettled_loss(list(zip(STEPS[1:], [5, 4.5, 4.0], strict=True)), TRAINING, 10, 0.001) == []
+    assert (
+        describe_unsettled_loss(list(zip(STEPS[1:], [5, 4.5, 4.0], strict=True)), TRAINING, 10, make_rate(0.001)) == []
+    )
 
 
 def recipe_for_text(start: str, **training: object) -> Recipe:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from toast_cli.recipe.schema import TrainingOptions
+from toast_cli.training.automatic.recommended_rates import MEASURED, RecommendedRate
 from toast_cli.training.optimization import sum_learning_rates
 
 DIVERGENCE_FACTOR, DIVERGENCE_LOSS = 2.0, 0.5
@@ -44,7 +45,7 @@ def find_start_metrics(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def describe_unsettled_loss(
-    losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int, recommended: float
+    losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int, recommended: RecommendedRate
 ) -> list[str]:
     """Return a warning if the validation loss was still falling at the end of training, or fell steadily until then.
 
@@ -52,7 +53,8 @@ def describe_unsettled_loss(
         losses: Step and validation loss, the first of them before training.
         training: The settings of the run.
         batches: The number of batches in an epoch.
-        recommended: The recommended rate. Too high a rate also makes the loss fall steadily, as the rate decays.
+        recommended: The recommended rate. A loss that falls steadily at a rate above it may be due to too high a rate,
+            and at a measured rate to too few steps; a published rate may be too low for the run.
     """
     if len(losses) < 2 or losses[0][0] > 0:
         return []
@@ -62,14 +64,15 @@ def describe_unsettled_loss(
     fall, last = values[0] - values[-1], (values[-2] - values[-1]) / values[-2]
     sums = np.array(sum_learning_rates(training, -(-batches // training.accumulate), steps))
     lead = (values[0] - values[1:-1]) / fall - sums[1:-1] / sums[-1] if fall > 0 else np.zeros(0)
-    if len(lead) and lead.max() <= STEADY_FALL and training.lr <= recommended:
+    may_be_low = training.lr < recommended.lr or (training.lr == recommended.lr and recommended.source != MEASURED)
+    if len(lead) and lead.max() <= STEADY_FALL and may_be_low:
         return [
             f"val: the loss fell steadily from {values[0]:.3f} to {values[-1]:.3f} and had not begun to settle: the "
             f"learning rate ({training.lr:g}) looks too low. "
-            f"Try --lr {max(float(f'{3 * training.lr:.1g}'), recommended):g}, or --lr auto."
+            f"Try --lr {max(float(f'{3 * training.lr:.1g}'), recommended.lr):g}, or --lr auto."
         ]
     if last > SETTLED_FALL:
-        other = "" if training.lr == recommended else f", or the recommended rate, --lr {recommended:g}"
+        other = "" if training.lr == recommended.lr else f", or the recommended rate, --lr {recommended.lr:g}"
         return [
             f"val: the loss was still falling at the end, by {last:.1%} in the last epoch, to {values[-1]:.3f}. "
             f"Try --epochs {2 * training.epochs}{other}."
