@@ -65,10 +65,10 @@ def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
 
 
 def describe_short_pretuning(recipe: Recipe, batches: int, length: int | None) -> list[str]:
-    """Return a warning if pre-tuning on text is too short to move the weights away from a random start.
+    """Return a warning if pre-tuning on text is too short to be worth more than the start that tuning has without it.
 
-    A step of Adam moves a weight by about the learning rate. If the sum of all rates is below the spread of the random
-    weights, the artifact is close to the random start, from which tuning is worse than from least squares.
+    A step of Adam moves a weight by about the learning rate. If the sum of all rates is below the spread of random
+    weights, the artifact is close to its own start: random, or least squares over other texts than those of the task.
 
     Args:
         recipe: The recipe of the pre-tuning.
@@ -76,7 +76,7 @@ def describe_short_pretuning(recipe: Recipe, batches: int, length: int | None) -
         length: The tokens of a block of text, or None if the data are not text.
     """
     training = recipe.training
-    if length is None or getattr(recipe.method, "start", None) != "random" or "adam" not in training.optimizer:
+    if length is None or "adam" not in training.optimizer:
         return []
     steps_per_epoch = -(-batches // training.accumulate)
     steps = count_total_steps(training, steps_per_epoch)
@@ -85,11 +85,12 @@ def describe_short_pretuning(recipe: Recipe, batches: int, length: int | None) -
         return []
     seen = steps * training.accumulate * training.batch_size * length
     needed = float(f"{seen * INIT_STD / moved:.1g}")
+    start = getattr(recipe.method, "start", "random")
+    close = "random" if start == "random" else "the least-squares start of this text"
     return [
-        f"Pre-tuning takes {steps:,} steps (about {seen:,} tokens) from a random start. They move a weight by "
-        f"{moved:.2g} or less, and random weights have a spread of {INIT_STD:g}: the artifact will be close to random, "
-        f"and tuning from it worse than without it. About {needed:,.0f} tokens are needed, or "
-        "method.start=least-squares."
+        f"Pre-tuning takes {steps:,} steps (about {seen:,} tokens), which move a weight by {moved:.2g} or less: the "
+        f"artifact will be close to {close}. Tuning without it starts at least squares over its own texts, which is "
+        f"better. About {needed:,.0f} tokens are needed."
     ]
 
 
