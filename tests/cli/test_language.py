@@ -38,6 +38,10 @@ def test_a_language_model_is_tuned_and_found_again(here: Path, model: Path, data
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train"]["loss"] for line in epochs if line["kind"] == "epoch"]
     assert losses[-1] < losses[0]
+    assert epochs[0]["kind"] == "start" and epochs[0]["validation"] == recorded["validation_before"]
+    assert f"{recorded['validation_before']['perplexity']:.3f}" in said.out
+    assert recorded["validation_before"]["loss"] > recorded["validation"]["loss"]
+    assert any("still falling" in warning for warning in recorded["warnings"])
     again = toast_in_new_process("eval", "--run", run, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["test"]["loss"] == pytest.approx(recorded["test"]["loss"], rel=1e-5)

@@ -187,11 +187,11 @@ def test_text_pretunes_a_language_model(here: Path) -> None:
     (here / "text.txt").write_text("\n".join(f"Day {n} was fine." for n in range(200)))
     chosen = ["--recipe", "pretune/language", "--backbone", f"llama:{model}", "--dataset", f"text:{here / 'text.txt'}"]
     small = ["dataset.block_tokens=64", "training.batch_size=8", "training.accumulate=1", "training.lr=0.01"]
-    said = toast(
-        "pretune", *chosen, "--output-dir", here / "run", *small, "training.epochs=3", "dataset.val_fraction=0.2"
-    )
+    small += ["method.start=random", "training.epochs=3", "dataset.val_fraction=0.2"]
+    said = toast("pretune", *chosen, "--output-dir", here / "run", *small)
     assert said.code == 0, said.err
     results = json.loads((here / "run" / "results.json").read_text())
+    assert results["warnings"] == [], "the rate moves the weights by more than their spread"
     assert all(
         after < before for after, before in zip(results["after"].values(), results["before"].values(), strict=True)
     )

@@ -118,7 +118,10 @@ SamplingSeedOption = Annotated[int, typer.Option("--seed", help="Random seed for
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 EpochsOption = Annotated[str | None, typer.Option(help="Passes over the training split: training.epochs.")]
 LearningRateOption = Annotated[
-    str | None, typer.Option("--lr", help="Peak learning rate, or auto: found by a range test. training.lr.")
+    str | None,
+    typer.Option(
+        "--lr", help="Peak learning rate; auto: found by a range test; recommended: from a table. training.lr."
+    ),
 ]
 BatchSizeOption = Annotated[
     str | None, typer.Option(help="Batch size, or auto: the largest that fits. training.batch_size.")

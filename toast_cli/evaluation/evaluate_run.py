@@ -13,7 +13,7 @@ from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, cho
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
-from toast_cli.training.class_warnings import describe_weak_answers, describe_weak_classes
+from toast_cli.training.closing_warnings.classes import describe_weak_answers, describe_weak_classes
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,

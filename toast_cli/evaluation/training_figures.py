@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 
 from toast_cli.data.base import get_split_kind
 from toast_cli.evaluation.mistakes import describe_mistake, find_worst_mistakes
+from toast_cli.storage.run_folder import read_metrics
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.training.session import Session
 from toast_cli.training.tracking.figures import RunFigures
@@ -64,7 +64,7 @@ class TrainingFigures(RunFigures):
 
     def write_curves(self, folder: Path) -> None:
         """Draw the metrics of a run over its epochs. Before the first epoch has ended, there is no picture."""
-        figure = draw_training_curves(list(_read_metrics(folder / "metrics.jsonl")), folder.resolve().name)
+        figure = draw_training_curves(list(read_metrics(folder / "metrics.jsonl")), folder.resolve().name)
         if figure is None:
             remove_file(folder / CURVES_FIGURE)
         else:
@@ -97,12 +97,3 @@ def _draw_attention(session: Session, split: str) -> Image.Image:
 
 def _to_image(figure: Any) -> Image.Image:
     return Image.open(io.BytesIO(render_figure(figure, "png"))).convert("RGB")
-
-
-def _read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a metrics file; nothing for one that is missing, and no line that was cut off."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, SerializeAsAny, String
 
 from toast_cli.backbones.base import BackboneOptions, Card
 from toast_cli.backbones.image_options import ImageOptions
-from toast_cli.utils.config import BaseOptions, NamedOptions, OrAuto
+from toast_cli.utils.config import RECOMMENDED, BaseOptions, NamedOptions, OrAuto
 
 
 def _to_names(value: Any) -> Any:
@@ -54,8 +54,10 @@ class TrainingOptions(BaseOptions):
         description="any optimizer name of timm: momentum (SGD with momentum, as in the paper), adamw, ...; "
         "timm's sgd uses Nesterov momentum",
     )
-    lr: Annotated[float, Field(gt=0), OrAuto()] = Field(
-        0.01, description="peak learning rate; auto: found by a range test at the start of the run"
+    lr: Annotated[float, Field(gt=0), OrAuto(RECOMMENDED)] = Field(
+        0.01,
+        description="peak learning rate; auto: found by a range test at the start of the run; recommended, for "
+        "language models: from a table by method and size of the model",
     )
     head_lr: float | None = Field(
         None,

@@ -292,6 +292,15 @@ def _is_before_checkpoint(line: bytes, step: int, epoch: int) -> bool:
         return False
 
 
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file; nothing for one that is missing, and no line that was cut off."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
 def has_finished(run: Path) -> bool:
     """Return whether a run has results of its end: of the last one, if it was extended.
 

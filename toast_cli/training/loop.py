@@ -111,6 +111,8 @@ class TrainingLoop:
 
         A callback can stop it earlier.
         """
+        if self.at.steps == 0 and self.objective.target == "text":
+            self.log_start()
         while self.at.epochs < self.training.epochs and not (self.stopped or self._has_exhausted_patience()):
             if self._has_reached_max_steps() and not self.at.batches:
                 break  # an epoch that has started is still validated and saved
@@ -121,6 +123,12 @@ class TrainingLoop:
         elif self.at.epochs < self.training.epochs and not self._has_reached_max_steps():
             self.reporter.report_message(f"Stopped early: validation has not improved since epoch {self.best.epoch}.")
         self.accelerator.wait_for_everyone()  # all of them read the checkpoints that the first one writes
+
+    def log_start(self) -> None:
+        """Log the validation metrics before the first step, which tell how far the loss has fallen at the end."""
+        metrics = self.validate()
+        if metrics is not None:
+            self.log({"kind": "start", "step": 0, "epoch": 0, "validation": metrics})
 
     def train_epoch(self) -> None:
         """Train the rest of the current epoch."""

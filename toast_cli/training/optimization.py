@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
@@ -21,6 +21,8 @@ from toast_cli.training.optimizer_state import pack_optimizer_state, unpack_opti
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
 
+SAMPLED_STEPS = 10_000
+"""Steps of a schedule that are enough for the sum of its rates."""
 MIN_RECOMMENDED_STEPS = 20
 """A run with fewer optimizer steps gets a warning."""
 
@@ -33,13 +35,16 @@ def check_optimizer(
     """Check that the optimizer trains, and that its state can be saved and restored, before anything is written.
 
     A small model on `device` (default: the CPU), sharded by `shard`, is trained for a step before and after its state
-    goes through a checkpoint.
+    goes through a checkpoint. A rate that is still to be chosen is not compared with `min_lr`.
 
     Raises:
         UsageError: timm has no such optimizer, it does not accept the momentum, it needs second derivatives, or it does
             not work here, for example without CUDA; or the lowest learning rate exceeds the peak.
     """
     name = training.optimizer
+    if isinstance(training.lr, str):
+        rate = max(TrainingOptions.model_fields["lr"].default, training.min_lr)
+        training = training.model_copy(update={"lr": rate})
     if name not in list_optimizers():
         raise UsageError(
             f"Unknown optimizer '{name}' (training.optimizer).",
@@ -199,6 +204,18 @@ def compute_learning_rate(training: TrainingOptions, steps_per_epoch: int, step:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.lr)
     make_scheduler(optimizer, training, steps_per_epoch).step_update(step)
     return float(optimizer.param_groups[0]["lr"])
+
+
+def sum_learning_rates(training: TrainingOptions, steps_per_epoch: int, steps: Sequence[int]) -> list[float]:
+    """Return the sum of the learning rates of all optimizer steps up to each of `steps`, which are in order."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=training.lr)
+    scheduler = make_scheduler(optimizer, training, steps_per_epoch)
+    stride = max(-(-steps[-1] // SAMPLED_STEPS), 1)  # in a long run, every n-th rate stands for n steps
+    sums = [0.0]
+    for step in range(0, steps[-1], stride):
+        scheduler.step_update(step)
+        sums.append(sums[-1] + optimizer.param_groups[0]["lr"] * min(stride, steps[-1] - step))
+    return [sums[-(-step // stride)] for step in steps]
 
 
 def make_scheduler(optimizer: Optimizer, training: TrainingOptions, steps_per_epoch: int) -> Scheduler:

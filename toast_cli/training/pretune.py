@@ -9,13 +9,14 @@ from typing import Any
 
 from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.schema import PretuningOptions, Recipe
+from toast_cli.steering.feedback import INIT_STD
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.pretuned import save_artifact
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.evaluate import evaluate_model, report_skipped_samples
 from toast_cli.training.loop import TrainingLoop
-from toast_cli.training.optimization import describe_schedule
+from toast_cli.training.optimization import count_total_steps, describe_schedule, sum_learning_rates
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import Run
 from toast_cli.training.step import DistillationStep, PretuningStep
@@ -61,6 +62,36 @@ def to_pretuning_recipe(recipe: Recipe, gradient: bool = True) -> Recipe:
         )
     method = recipe.method.model_copy(update={"train_P": options.train_P})
     return recipe.model_copy(update={"pretuning": options, "method": method})
+
+
+def describe_short_pretuning(recipe: Recipe, batches: int, length: int | None) -> list[str]:
+    """Return a warning if pre-tuning on text is too short to be worth more than the start that tuning has without it.
+
+    A step of Adam moves a weight by about the learning rate. If the sum of all rates is below the spread of random
+    weights, the artifact is close to its own start: random, or least squares over other texts than those of the task.
+
+    Args:
+        recipe: The recipe of the pre-tuning.
+        batches: The number of batches in an epoch.
+        length: The tokens of a block of text, or None if the data are not text.
+    """
+    training = recipe.training
+    if length is None or "adam" not in training.optimizer:
+        return []
+    steps_per_epoch = -(-batches // training.accumulate)
+    steps = count_total_steps(training, steps_per_epoch)
+    (moved,) = sum_learning_rates(training, steps_per_epoch, [steps])
+    if moved >= INIT_STD:
+        return []
+    seen = steps * training.accumulate * training.batch_size * length
+    needed = float(f"{seen * INIT_STD / moved:.1g}")
+    start = getattr(recipe.method, "start", "random")
+    close = "random" if start == "random" else "the least-squares start of this text"
+    return [
+        f"Pre-tuning takes {steps:,} steps (about {seen:,} tokens), which move a weight by {moved:.2g} or less: the "
+        f"artifact will be close to {close}. Tuning without it starts at least squares over its own texts, which is "
+        f"better. About {needed:,.0f} tokens are needed."
+    ]
 
 
 def requires_labels(recipe: Recipe, gradient: bool = True) -> bool:
@@ -115,7 +146,9 @@ def pretune_model(
         return evaluate_model(model, measured, session.accelerator, step=step)["reconstruction"]
 
     with run.open() as folder:
-        run.report_start(train, describe_schedule(recipe.training, len(train)) if gradient else ())
+        warnings = describe_short_pretuning(recipe, len(train), getattr(train, "longest", None)) if gradient else []
+        schedule = describe_schedule(recipe.training, len(train)) if gradient else []
+        run.report_start(train, [*schedule, *(f"Warning: {text}" for text in warnings)])
         run.report_leaks()
         random_losses = {} if gradient else reconstruction()
         run.start()
@@ -140,6 +173,7 @@ def pretune_model(
         results["before"] = before
         results["after"] = reconstruction()
         results["skipped"] = report_skipped_samples(reporter, session.data, train=train, val=validation)
+        results["warnings"] = warnings
         results["seconds"] = run.seconds
         save_artifact(folder, model, recipe, results)
         folder.write_results(results)

@@ -49,7 +49,7 @@ from toast_cli.utils.tensor_fingerprints import copy_tensors
 
 @dataclass(frozen=True)
 class AutomaticSettings:
-    """The numbers that toast chose for settings that were `auto`, by training field, and the range test as CSV."""
+    """The numbers that toast chose for settings that were `auto` or `recommended`, and the range test as CSV."""
 
     numbers: Mapping[str, int | float] = field(default_factory=dict)
     lr_range: str | None = None
@@ -61,8 +61,8 @@ class Run:
 
     `folder` is set by `open`. `resume` is True if the user asked to resume an interrupted run, and `resumed` is True if
     there was a checkpoint to resume from. `begun` tells whether an optimizer step was done. `extension` has the changes
-    of its recipe, and `lineage` the models that it starts from. `automatic` holds the settings that were `auto`.
-    `trackers` also receive the metrics, and the pictures that `figures` draws.
+    of its recipe, and `lineage` the models that it starts from. `automatic` holds the settings that were `auto` or
+    `recommended`. `trackers` also receive the metrics, and the pictures that `figures` draws.
     """
 
     session: Session
@@ -115,6 +115,8 @@ class Run:
         if session.start is not None:
             lineage = replace(lineage, start=session.start.lineage)
         chosen = automatic or AutomaticSettings()
+        if session.rate is not None:
+            chosen = replace(chosen, numbers={**chosen.numbers, "lr": session.rate.rate.lr})
         run = cls(session, reporter, output_dir, resume, started, extension, lineage, chosen)
         if resume and output_dir is not None:
             if not check_resumed_data(output_dir, run.identity):
@@ -201,7 +203,7 @@ class Run:
     def report_start(self, train: BatchLoader, notes: Iterable[str] = ()) -> None:
         """Report the run folder and the notes on data, backbone and training."""
         session = self.session
-        texts = [*session.data.messages, *train.notes, *session.describe_backbone(), *notes]
+        texts = [*session.data.messages, *train.notes, *session.describe_choices(), *notes]
         texts += [] if session.start is None else session.start.messages
         if self.extension is not None:
             texts += describe_extension_schedule(self.extension, len(train))

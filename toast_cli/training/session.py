@@ -22,6 +22,11 @@ from toast_cli.model.model import Model, build_model, count_elements, count_flop
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.training.automatic.recommended_rates import (
+    RateChoice,
+    find_recommended_rate,
+    require_recommended_rates,
+)
 from toast_cli.training.continuation.start import Start, initialize_model
 from toast_cli.training.data.packing import check_packing
 from toast_cli.training.data.run_data import open_shared_data
@@ -31,7 +36,7 @@ from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.step import freeze_parameters_for_pretuning
 from toast_cli.training.tracking.libraries import check_trackers
-from toast_cli.utils.config import is_automatic
+from toast_cli.utils.config import is_automatic, is_recommended
 from toast_cli.utils.constants import OWN_PACKAGE
 from toast_cli.utils.errors import UsageError
 
@@ -40,7 +45,8 @@ from toast_cli.utils.errors import UsageError
 class Session:
     """The opened data, the model and the accelerator of a recipe, before anything is trained or written.
 
-    `start` is the earlier model that the weights come from, if there is one (`init_from`).
+    `start` is the earlier model that the weights come from, if there is one (`init_from`). `rate` is the choice of the
+    learning rate if it was `recommended`; the recipe has its number.
     """
 
     recipe: Recipe
@@ -48,6 +54,7 @@ class Session:
     model: Model
     accelerator: Accelerator
     start: Start | None = None
+    rate: RateChoice | None = None
     _packing_is_checked: bool = field(default=False, init=False, repr=False)
 
     @property
@@ -95,6 +102,22 @@ class Session:
             "total_parameters": count_elements(self.model.parameters()),
             **count_flops(self.model),
         }
+
+    def describe_choices(self) -> list[str]:
+        """Return notes on the backbone and on a recommended learning rate."""
+        return [*self.describe_backbone(), *([] if self.rate is None else [self.rate.message])]
+
+    def set_recommended_rate(self) -> None:
+        """Set the learning rate of the recipe to the recommended one."""
+        self.rate = self.find_recommended_rate()
+        training = self.recipe.training.model_copy(update={"lr": self.rate.rate.lr})
+        self.recipe = self.recipe.model_copy(update={"training": training})
+        check_optimizer(training)
+
+    def find_recommended_rate(self) -> RateChoice:
+        """Return the recommended learning rate of this method and model."""
+        parameters = count_elements(self.model.adapted.network.parameters())
+        return find_recommended_rate(self.recipe.method.name, parameters)
 
     def describe_backbone(self) -> list[str]:
         """Return the backbone's notes and, for weights from a path, how images are normalized."""
@@ -194,6 +217,9 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     check_compiling(model, accelerator)
     start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
     session = Session(recipe, data, model, accelerator, start)
+    if is_recommended(recipe.training.lr):
+        require_recommended_rates(recipe)
+        session.set_recommended_rate()
     if place:
         session.move_to_device()
     return session

@@ -13,17 +13,22 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
 from toast_cli.storage.checkpoint import load_checkpoint
 from toast_cli.storage.model_card import format_adapter_card
-from toast_cli.storage.run_folder import RunFolder
+from toast_cli.storage.run_folder import RunFolder, read_metrics
 from toast_cli.tasks.base import Meter
 from toast_cli.tasks.class_counts import ClassCounts
 from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.callbacks import Callbacks
-from toast_cli.training.class_warnings import (
-    describe_divergence,
+from toast_cli.training.closing_warnings.classes import (
     describe_small_label_validation,
     describe_small_validation,
     describe_weak_answers,
     describe_weak_classes,
+)
+from toast_cli.training.closing_warnings.convergence import (
+    describe_divergence,
+    describe_unsettled_loss,
+    find_start_metrics,
+    read_validation_losses,
 )
 from toast_cli.training.evaluate import (
     AnswersCallback,
@@ -173,6 +178,11 @@ def run_tuning(
                 images.labels, data.classes, training.epochs, model.objective.calibrates
             )
         warnings += describe_divergence(loop.losses, training.lr)
+        if model.objective.target == "text":
+            metrics = list(read_metrics(folder.metrics))
+            results["validation_before"] = find_start_metrics(metrics)
+            recommended = session.find_recommended_rate().rate
+            warnings += describe_unsettled_loss(read_validation_losses(metrics), training, len(train), recommended)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)
         warnings += describe_weak_answers("val", best.metrics)

@@ -9,7 +9,9 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, core_schema
 
 AUTO = "auto"
-"""Value of a numeric setting that toast chooses when a run starts."""
+"""Value of a numeric setting that toast chooses when a run starts, by trials or by the machine."""
+RECOMMENDED = "recommended"
+"""Value of a learning rate that a table decides, by method and size of the model."""
 
 
 def _parse_switch(value: Any) -> Any:
@@ -28,18 +30,21 @@ LOCAL_PATH_KEYS: JsonDict = {"propertyNames": {"format": "path"}}
 
 
 class OrAuto:
-    """Annotation of a numeric setting that may also be `auto`. Add it after the bounds of the number.
+    """Annotation of a numeric setting that may also be `auto` or another word. Add it after the bounds of the number.
 
-    Type checkers see the number, because a run replaces `auto` before it reads the setting.
+    Type checkers see the number, because a run replaces the word before it reads the setting.
     """
 
+    def __init__(self, *others: str) -> None:
+        self.words = (AUTO, *others)
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        kind = "a whole number" if source is int else "a number"
+        kind = ", ".join(["a whole number" if source is int else "a number", *self.words[:-1]])
 
         def validate(value: Any, check_number: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            if isinstance(value, str) and value != AUTO:
-                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {AUTO}")
-            return value if value == AUTO else check_number(value)
+            if isinstance(value, str) and value not in self.words:
+                raise PydanticCustomError("number_or_auto_type", f"must be {kind} or {self.words[-1]}")
+            return value if isinstance(value, str) else check_number(value)
 
         unchanged = core_schema.plain_serializer_function_ser_schema(lambda value: value)
         return core_schema.no_info_wrap_validator_function(validate, handler(source), serialization=unchanged)
@@ -47,12 +52,17 @@ class OrAuto:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"anyOf": [handler(schema), {"const": AUTO}]}
+        return {"anyOf": [handler(schema), *({"const": word} for word in self.words)]}
 
 
 def is_automatic(value: object) -> bool:
     """Return whether a setting is `auto`: toast chooses its number when a run starts."""
     return value == AUTO
+
+
+def is_recommended(value: object) -> bool:
+    """Return whether a setting is `recommended`: a table decides its number once the model is open."""
+    return value == RECOMMENDED
 
 
 class BaseOptions(BaseModel):

@@ -126,7 +126,11 @@ def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
             ["images.std = [1, 2]", "must have at least 3 entries."],
         ),
         (GOOD + "images: 3", "recipe.wrong-type", ["images = 3 (cub.yaml:4): must hold 'key: value' lines."]),
-        (GOOD + "training: {lr: fast}", "recipe.wrong-type", ["training.lr = 'fast'", "must be a number or auto."]),
+        (
+            GOOD + "training: {lr: fast}",
+            "recipe.wrong-type",
+            ["training.lr = 'fast'", "must be a number, auto or recommended."],
+        ),
         (GOOD + "training: {epochs: true}", "recipe.wrong-type", ["training.epochs = true", "must be a whole number."]),
         (GOOD + "training: {epochs: '3'}", "recipe.wrong-type", ["training.epochs = '3'", "must be a whole number."]),
         (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from toast_cli.tasks.class_counts import ClassCounts
-from toast_cli.training.class_warnings import (
-    describe_divergence,
+from toast_cli.training.closing_warnings.classes import (
     describe_small_label_validation,
     describe_small_validation,
     describe_weak_answers,
     describe_weak_classes,
 )
+from toast_cli.training.closing_warnings.convergence import describe_divergence
 from toast_cli.utils.statistics import compute_proportion_interval
 
 

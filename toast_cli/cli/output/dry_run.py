@@ -54,7 +54,7 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
         "",
         *session.data.messages,
         *batches.notes,
-        *session.describe_backbone(),
+        *session.describe_choices(),
         *(() if session.start is None else session.start.messages),
         *describe_open_choices(recipe),
         *notes,

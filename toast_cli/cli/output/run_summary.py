@@ -45,6 +45,8 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
         select = results.get("selected_by")
         by = f" (by {METRIC_LABELS.get(select, select.replace('_f1', ' F1').replace('_', ' '))})" if select else ""
         table.add_row("selected epoch", f"{results['selected_epoch']}{by}")
+    if results.get("validation_before"):
+        table.add_row("perplexity, validation, before", f"{results['validation_before']['perplexity']:.3f}")
     for split in ("train", "validation", "test", "all"):
         if results.get(split):
             add_metric_rows(table, split, results[split])
@@ -87,13 +89,15 @@ def build_pretuning_table(title: str, results: Mapping[str, Any]) -> Table:
     before, after = results["before"], results["after"]
     for level in before:
         table.add_row(level, *(f"{losses[level]:.4g}" for losses in (before, after)))
+    notes = [f"Warning: {text}" for text in results.get("warnings", ())]
     if any(after[level] > before[level] for level in before):
         # Expected with a least-squares start, but it looks like a failure.
-        table.caption = (
+        notes.append(
             "The loss can increase: it is a small auxiliary term next to the task loss, and a least-squares start "
             "begins at its minimum."
         )
-        table.caption_justify = "left"
+    if notes:
+        table.caption, table.caption_justify = "\n".join(notes), "left"
     return table
 
 

@@ -21,8 +21,6 @@ MAX_ERROR_MARGIN = 0.1
 apart."""
 MIN_LABEL_IMAGES = 10
 """Number of validation images that should have a label for an epoch and its threshold to be chosen by."""
-DIVERGENCE_FACTOR, DIVERGENCE_LOSS = 2.0, 0.5
-"""The training loss counts as risen above this multiple of the lowest one, if it is above this value too."""
 MAX_NAMED = 5
 
 
@@ -80,17 +78,6 @@ def describe_weak_answers(split: str, metrics: Mapping[str, Any] | None) -> list
     if useless:
         found.append(f"{split}: {_list_classes(useless)}: answering the mean number for every image is as good.")
     return found
-
-
-def describe_divergence(losses: Sequence[float], lr: float) -> list[str]:
-    """Return a warning if the training loss of the last epoch is far above the lowest one: the rate is too high."""
-    if not losses or losses[-1] <= max(DIVERGENCE_FACTOR * min(losses), DIVERGENCE_LOSS):
-        return []
-    epoch = losses.index(min(losses)) + 1
-    return [
-        f"train: the loss rose from {min(losses):.3g} in epoch {epoch} to {losses[-1]:.3g} in the last one: the "
-        f"learning rate ({lr:g}) is probably too high. Try --lr {lr / 3:.1g}, or --lr auto."
-    ]
 
 
 def describe_small_validation(metrics: Mapping[str, Any] | None, epochs: int) -> list[str]:
