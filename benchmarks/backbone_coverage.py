@@ -163,7 +163,9 @@ def run_passes(backbone: Any) -> None:
                 compared = run_one_pass(backbone, inputs).first.compared.movedim(backbone.channel_dim, -1)
                 steering.selection.xi.copy_(compared.flatten(0, -2).mean(0))
         passes = run_two_passes(backbone, steering, inputs)
-        passes.last.pooled.float().square().mean().backward()
+        pooled = passes.last.pooled.float()
+        scale = pooled.detach().abs().amax().clamp_min(1)  # some networks grow without bounds before training
+        (pooled / scale).square().mean().backward()
     if weights.is_meta:
         return
     if not passes.last.pooled.isfinite().all():

@@ -449,7 +449,7 @@ def test_another_encoding_is_named_with_the_command_that_converts_it(
     ("name", "content", "code"),
     [
         ("d.json.gz", b"not gzip", "data.unreadable-file"),
-        ("d.json.gz", gzip.compress(b"[]" * 99)[:15], "data.unreadable-file"),
+        ("d.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:15], "data.unreadable-file"),
         ("d.parquet", b"PAR1", "data.unreadable-file"),
         ("d.csv", b"prompt,completion\na,b,c\n", "text.invalid-table"),
         ("d.csv", b'prompt,completion\n"a,b\n', "text.invalid-table"),
