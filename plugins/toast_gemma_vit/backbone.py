@@ -92,7 +92,7 @@ class GemmaVitBackbone(RotaryTowerBackbone):
 
     def _list_coordinates(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the coordinates (x, y) of the patch tokens, `[B, N, 2]`."""
-        coordinates, _ = self.encoder.patch_embed._default_patch_coord(len(tokens), *grid, tokens.device)
+        coordinates, _ = self.encoder.patch_embed._default_patch_coord(tokens.shape[0], *grid, tokens.device)
         return coordinates.flip(dims=(-1,))
 
 

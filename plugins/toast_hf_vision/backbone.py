@@ -214,7 +214,7 @@ class HfVisionBackbone(Backbone):
         inputs: dict[str, Any] = {"pixel_values": images}
         rows, columns = self.grid(images)
         if "spatial_shapes" in self._arguments:
-            shapes = torch.tensor([[rows, columns]], device=images.device).expand(len(images), -1)
+            shapes = torch.tensor([[rows, columns]], device=images.device).expand(images.shape[0], -1)
             inputs = {
                 "pixel_values": split_patches(images, self.patch[0]),
                 "pixel_attention_mask": None,

@@ -23,7 +23,7 @@ def _find_values(attention: Attention) -> ValueProjection:
 
 def reduce_tokens(attention: Attention, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the tokens of the reduced map, of which the model makes keys and values."""
-    reduced = tokens.permute(0, 2, 1).reshape(len(tokens), -1, *size)
+    reduced = tokens.permute(0, 2, 1).reshape(tokens.shape[0], -1, *size)
     if attention.pool is not None:
         reduced = attention.pool(reduced)
     reduced = attention.norm(attention.sr(reduced).flatten(2).permute(0, 2, 1))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from toast_cli.data.images.transforms import build_resize
 from toast_cli.export.base import ExportRequest
@@ -53,7 +55,7 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
     elif has_dynamic_image_size(model):
         dynamic |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with torch.no_grad(), suppress_exporter_logs():
+        with torch.no_grad(), suppress_exporter_logs(), _FourDimensionalAttention():
             return torch.export.export(graph, (), kwargs=named, dynamic_shapes=dict.fromkeys(named, dynamic))
     except Exception as error:  # tracing an arbitrary network can raise anything
         raise ToastError(
@@ -62,6 +64,20 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
             "Use --format safetensors or hf.",
             code="export.cannot-trace",
         ) from error
+
+
+class _FourDimensionalAttention(TorchFunctionMode):
+    """Compute fused attention on `[B, heads, N, d]` inside the block, whatever dimensions precede these.
+
+    The conversion to ONNX knows no other form. Hiera's attention has windows beside the batch.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or len(args) != 3 or args[0].ndim <= 4:
+            return func(*args, **kwargs)
+        leading = args[0].shape[:-3]
+        return func(*(tensor.flatten(0, -4) for tensor in args), **kwargs).unflatten(0, leading)
 
 
 def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     Raises:
         UsageError: A required package is not installed.
+        ToastError: The network has an operation that ONNX cannot express.
     """
     try:
         import onnxruntime  # noqa: F401  # needed for the verification; fail before the export
@@ -52,8 +53,17 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     log_stage("Converting the graph to ONNX (half a minute for a ViT, longer for deeper models)")
     with torch.no_grad():
         names = list(compute_outputs(loaded.model, to_named_inputs(loaded.model.backbone.example(1)), wanted.maps))
-    with suppress_exporter_logs():
-        translated = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False, optimize=False)
+    try:
+        with suppress_exporter_logs():
+            translated = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False, optimize=False)
+    except Exception as error:  # the conversion of an arbitrary network can raise anything
+        cause = error.__cause__ or error
+        raise ToastError(
+            f"Cannot convert a {type(loaded.model.backbone.module).__name__} to ONNX.",
+            f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
+            "Use --format torch-export, safetensors or hf.",
+            code="export.cannot-convert",
+        ) from error
     assert translated is not None
     _simplify_graph(translated.model)
     _name_axes(translated.model)
