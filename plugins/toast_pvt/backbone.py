@@ -22,7 +22,7 @@ def _find_values(attention: Attention) -> ValueProjection:
 
 
 def reduce_tokens(attention: Attention, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the tokens of the reduced map, of which the model makes keys and values."""
+    """Return the tokens of the reduced map, from which the model computes keys and values."""
     reduced = tokens.permute(0, 2, 1).reshape(tokens.shape[0], -1, *size)
     if attention.pool is not None:
         reduced = attention.pool(reduced)

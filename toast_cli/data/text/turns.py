@@ -17,7 +17,7 @@ class Turn:
 
     Attributes:
         role: who speaks.
-        text: what is said; for `tools`, JSON text of a list of descriptions.
+        text: content of the turn; for `tools`, JSON text of a list of descriptions.
         material: the separate input of an instruction; empty if it has none.
         fields: further fields of the message for chat templates, such as `tool_calls`, as JSON text; may be empty.
         trained: whether an answer is learned.
