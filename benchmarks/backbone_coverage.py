@@ -13,7 +13,7 @@ import gc
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -229,8 +229,8 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def format_counts(outcomes: Sequence[Outcome], label: str) -> str:
-    """Return the table of counts by module, with the totals in its first line."""
+def format_counts(outcomes: Sequence[Outcome], named_modules: Collection[str] = ()) -> str:
+    """Return the table of counts by module, with the totals in its first lines: of all, and of the named modules."""
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for each in outcomes:
         groups[each.module].append(each)
@@ -240,12 +240,12 @@ def format_counts(outcomes: Sequence[Outcome], label: str) -> str:
         families = ", ".join(sorted({f"`{each.family}`" for each in group if each.family}))
         return [name, len(group), states["steered"], states["refused"], states["failed"], families]
 
-    named = [each for each in outcomes if each.module in NAMED_MODULES]
+    named = [each for each in outcomes if each.module in named_modules]
     rows = [[*count("**all**", outcomes)[:5], ""]]
     rows += [[*count("**modules of transformers** (\\*)", named)[:5], ""]] if named else []
     for module, group in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        rows.append(count(f"{module} (\\*)" if module in NAMED_MODULES else module, group))
-    return format_table([label, "Models", "Steered", "Refused", "Failed", "Families"], rows)
+        rows.append(count(f"{module} (\\*)" if module in named_modules else module, group))
+    return format_table(["Module", "Models", "Steered", "Refused", "Failed", "Families"], rows)
 
 
 def format_reasons(outcomes: Sequence[Outcome], state: State) -> str:
@@ -287,10 +287,10 @@ def format_page(timm_outcomes: Sequence[Outcome], others: Sequence[Outcome], run
         "## timm",
         f"Entry points by module. Of those of the modules with \\*, at least {NAMED_GOAL:.0%} are to be steered, and "
         f"{GOAL:.0%} of all.",
-        format_counts(timm_outcomes, "Module"),
+        format_counts(timm_outcomes, NAMED_MODULES),
         "## transformers",
         "Base models whose input is an image, with their default configurations, by module.",
-        format_counts(others, "Module"),
+        format_counts(others),
         "## Refused",
         format_reasons(everything, "refused"),
         "## Failed",
