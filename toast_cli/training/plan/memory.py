@@ -314,11 +314,12 @@ def _count_bytes_saved_by_loss(model: Model, outputs: Tensor, batch: Mapping[str
 def _count_optimizer_bytes(trained: Sequence[nn.Parameter], training: TrainingOptions, device: torch.device) -> int:
     """Return the bytes of the optimizer's state, scaled up from one step on a small matrix on the device.
 
-    A few optimizers run only on the device of the run.
+    A few optimizers run only on the device of the run. The learning rate, which need not be a number yet, does not
+    change the size of the state.
     """
     with torch.random.fork_rng():
         probe = nn.Linear(64, 64, bias=False, device=device)
-    optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None}))
+    optimizer = make_optimizer(probe, training.model_copy(update={"head_lr": None, "lr": 1e-3}))
     probe.weight.grad = torch.zeros_like(probe.weight)
     optimizer.step()
     state, _ = pack_optimizer_state(optimizer)
