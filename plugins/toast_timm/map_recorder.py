@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from toast_cli.plugin import upcast_attention_inputs
+from toast_cli.plugin import ToastError, upcast_attention_inputs
 
 
 class MapRecorder(TorchFunctionMode):
@@ -51,7 +51,12 @@ class MapRecorder(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> None:
         if is_causal or enable_gqa:
-            raise NotImplementedError("Maps of causal and grouped attention are not recorded.")
+            raise ToastError(
+                "The attention of this model cannot be drawn.",
+                "It is causal or shares keys between heads, and toast has no maps of such an attention.",
+                "Choose a model whose attention is shown by: toast backbones --check NAME",
+                code="attention.no-maps",
+            )
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         with upcast_attention_inputs(query, key, value) as (query, key, value):
             scores = query * scale @ key.transpose(-2, -1)
