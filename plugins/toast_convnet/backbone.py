@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
+from toast_cli.plugin import Level, Preprocessing, Readout, Signal, State, Trace, ValueSignal
 from toast_convnet.map_format import MapFormat
 from toast_convnet.stages import (
     StagedNetwork,
@@ -17,11 +17,11 @@ from toast_convnet.stages import (
     cut_into_stages,
     make_images_without_data,
 )
-from toast_timm.loading import get_licence
+from toast_timm.backbone import TimmBackbone
 from toast_timm.map_layout import fit_map
 
 
-class ConvNetBackbone(Backbone):
+class ConvNetBackbone(TimmBackbone):
     """Any network of timm with stages. A level is a stage as timm's `feature_info` names it (section 4.4).
 
     `X_td,l` is added to the input of a stage, so level 1's signal is added to the image. `z` is the last stage's map.
@@ -92,25 +92,12 @@ class ConvNetBackbone(Backbone):
         """Return a stage's map: the end of the network only fits the channels of the last stage."""
         return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
 
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
     @cached_property
     def any_image_size(self) -> bool:  # type: ignore[override]
         """Whether images may have another size than that of the model's configuration."""
         height, width = self.require_preprocessing().image_size
         reduction = self._network.stages[-1].reduction
         return accepts_size(self.module, (height + reduction, width + 2 * reduction))
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last stage's map."""

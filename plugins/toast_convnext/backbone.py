@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from toast_cli.plugin import (
     AuthorsCheckpoint,
-    Backbone,
     Level,
     Preprocessing,
     Readout,
@@ -20,11 +18,11 @@ from toast_cli.plugin import (
     Trace,
     ValueSignal,
 )
-from toast_timm.loading import get_licence
+from toast_timm.backbone import TimmBackbone
 from toast_timm.map_layout import fit_map
 
 
-class ConvNeXtBackbone(Backbone):
+class ConvNeXtBackbone(TimmBackbone):
     """Any timm `ConvNeXt`, V1 or V2. A level is a stage with the down-sampling before it (section 4.4).
 
     `X_td,l` is added to the input of a stage's down-sampling, so level 1's signal is added to the image. `z` is the
@@ -87,10 +85,6 @@ class ConvNeXtBackbone(Backbone):
         """Return a stage's map: the final norm only fits the channels of the last stage."""
         return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
 
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """Sort the tensors; the network is Meta's ConvNeXt, and `A_l` is a transposed convolution `[C, C', r, r]`."""
         checkpoint = super().authors(tensors)
@@ -99,15 +93,6 @@ class ConvNeXtBackbone(Backbone):
             if name.startswith("A.") and weight.ndim == 4:
                 checkpoint.feedback[name] = weight.permute(1, 2, 3, 0).flatten(0, 2)[..., None, None]
         return checkpoint
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last stage's map."""

@@ -172,10 +172,6 @@ class HfVisionBackbone(Backbone):
             return pooled
         return self._pool(out.last_hidden_state)
 
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
-
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of patches for these images."""
         (height, width), patch = inputs.shape[-2:], self.patch

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toast_cli.plugin import (
-    Backbone,
     LazySignal,
     Level,
     Preprocessing,
@@ -24,8 +23,8 @@ from toast_cli.plugin import (
     ValueSignal,
     resolve_signal,
 )
+from toast_timm.backbone import TimmBackbone
 from toast_timm.leading_tokens import attend_from_first_token, is_stock_block
-from toast_timm.loading import get_licence
 from toast_timm.map_recorder import MapRecorder
 from toast_timm.value_projection import (
     STOCK_ATTENTIONS,
@@ -44,7 +43,7 @@ class BlockContext:
     cache: ProjectionCache | None = None
 
 
-class FlatTransformer(Backbone):
+class FlatTransformer(TimmBackbone):
     """A stock timm transformer. A level is a block, whose values are steered.
 
     `z` is every token after the model's final norm, class token and registers included. Models that pool before the
@@ -163,19 +162,6 @@ class FlatTransformer(Backbone):
         tokens = self.module.norm(state.hidden)
         z = self.module.fc_norm(tokens)
         return Readout(z=z, compared=z, pooled=self.module.forward_head(tokens, pre_logits=True))
-
-    def stock(self, inputs: Any) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Any) -> tuple[int, int]:
         """Return the rows and columns of patches for these images."""

@@ -70,10 +70,6 @@ class StagedConvNet(Backbone):
         """Return a stage's map: what follows the last stage only fits its channels."""
         return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
 
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
-
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last stage's map."""
         rows, columns = inputs.shape[-2:]

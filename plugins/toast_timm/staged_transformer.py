@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace, UsageError
-from toast_timm.loading import get_licence
+from toast_cli.plugin import Level, Preprocessing, Readout, Signal, State, ToastError, Trace, UsageError
+from toast_timm.backbone import TimmBackbone
 from toast_timm.map_layout import fit_map
 from toast_timm.value_projection import map_signal
 
@@ -45,7 +44,7 @@ def require_same_stride(module: nn.Module, strides: Sequence[int]) -> int:
     return strides[0]
 
 
-class StagedTransformer(Backbone):
+class StagedTransformer(TimmBackbone):
     """A staged transformer of timm. A level is a block, with the down-sampling in it or before it.
 
     The state is a map `[B, C, H, W]`, in whatever order the model keeps its tokens. A level with a stride is undone by
@@ -111,19 +110,6 @@ class StagedTransformer(Backbone):
     def tap(self, state: State) -> Readout:
         """Return a level's map: the final norm only fits the channels of the last stage."""
         return Readout(z=state.hidden, compared=state.hidden, pooled=state.hidden)
-
-    def stock(self, inputs: Tensor) -> Tensor:
-        """Run timm's own forward pass up to the pooled features `[B, d]`."""
-        return self.module.forward_head(self.module.forward_features(inputs), pre_logits=True)
-
-    @property
-    def licence(self) -> str | None:
-        """The licence that timm records for published weights."""
-        return get_licence(self.module)
-
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last map: the cells of a stride that leaves something over count too."""

@@ -152,10 +152,6 @@ class TorchvisionSwinBackbone(Backbone):
         with leave_out(self.module, "head"):
             return self.module(inputs)
 
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the preprocessed size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
-
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of the last map."""
         patch = self.module.features[0][0].kernel_size

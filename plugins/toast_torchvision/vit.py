@@ -133,10 +133,6 @@ class TorchvisionVitBackbone(Backbone):
         with leave_out(self.module, "heads.head"), use_plain_attention():
             return self.module(inputs)
 
-    def example(self, batch: int) -> Tensor:
-        """Return random images `[batch, 3, H, W]` of the model's input size."""
-        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
-
     def grid(self, inputs: Tensor) -> tuple[int, int]:
         """Return the rows and columns of patches for these images."""
         return inputs.shape[-2] // self.module.patch_size, inputs.shape[-1] // self.module.patch_size

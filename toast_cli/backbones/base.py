@@ -285,9 +285,14 @@ class Backbone(ABC):
     def stock(self, inputs: Any) -> Tensor:
         """Return the pooled features of the library's forward pass. A run without signals must equal it bit for bit."""
 
-    @abstractmethod
     def example(self, batch: int) -> Any:
-        """Return inputs of valid shape and type, drawn from torch's seed, for counting, checking and exporting."""
+        """Return inputs of valid shape and type, drawn from torch's seed, for counting, checking and exporting.
+
+        By default these are random images `[batch, 3, H, W]` of the preprocessed size.
+        """
+        import torch
+
+        return torch.randn(batch, 3, *self.require_preprocessing().image_size)
 
     def files(self) -> Mapping[str, str]:
         """Return text files by name that define the network except for its tensors. A whole export includes them.
