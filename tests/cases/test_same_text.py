@@ -19,7 +19,7 @@ from toast_cli.data.base import DataSet
 from toast_cli.data.splits import hold_out
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
 from toast_cli.data.text.duplicates import compute_minimum_hashes, compute_text_key, find_near_texts
-from toast_cli.data.text.formats import alpaca
+from toast_cli.data.text.formats import alpaca, messages
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "ll", "x")]
 
@@ -179,22 +179,32 @@ def test_data_check_reads_documents_and_tries_texts_on_a_model(tmp_path: Path) -
     images.fails(2, "--backbone", error="cli.conflicting-options")
 
 
-@pytest.mark.parametrize(("answers", "expected"), [("ab", True), ("aa", False)])
-def test_questions_with_different_answers_in_different_splits_are_counted(
-    tmp_path: Path, answers: str, expected: bool
-) -> None:
-    entries = [
-        {"instruction": f"{make_text(number, 3)}?", "output": make_text(1000 * ord(answer) + number, 9)}
-        for number in range(40)
-        for answer in answers
-    ]
-    data = open_instructions(entries, tmp_path, val_fraction=0.2, test_fraction=0.2)
+def test_questions_in_several_splits_are_counted_with_their_answers(tmp_path: Path) -> None:
+    def answer(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
+
+    def write(name: str, conversations: list[list[dict[str, str]]]) -> Path:
+        return write_json(tmp_path / name, [{"messages": turns} for turns in conversations])
+
+    asked = [{"role": "user", "content": f"{make_text(number, 3)}?"} for number in range(4)]
+    again = [{"role": "user", "content": "And then?"}, answer("Nothing.")]
+    train = write("train.json", [[question, answer(make_text(100 + n))] for n, question in enumerate(asked)])
+    test = write(
+        "test.json",
+        [
+            [asked[0], answer(make_text(100))],  # a copy, which is counted as such
+            [asked[1], answer(make_text(101)), *again],
+            [asked[2], answer(make_text(202))],
+            [{"role": "user", "content": "Which one is new?"}, answer("This one.")],
+        ],
+    )
+    data = messages.open_messages(messages.MessagesOptions(path=str(train), test_path=str(test), val_fraction=0), None)
     report = check_texts(data, lambda items, total, description: items)
     found = report["duplicates"]["questions_across_splits"]
-    asked: dict[str, set[str]] = {}
-    for part, split in data.splits.items():
-        for text in split.conversations:
-            asked.setdefault(text.turns[0].text, set()).add(part)
-    assert found["count"] == len(found["pairs"]) == expected * sum(len(parts) > 1 for parts in asked.values())
-    said = [warning for warning in report["warnings"] if "with different answers" in warning]
-    assert len(said) == expected and all(warning.startswith(f"{found['count']} questions") for warning in said)
+    assert (found["count"], found["same_answer"]) == (2, 1)
+    assert [pair["same_answer"] for pair in found["pairs"]] == [True, False]
+    assert any(
+        "2 questions are in several splits, 1 of them with the same answer" in line for line in report["warnings"]
+    )
+    near = [note for note in data.notes if "nearly the same" in note]
+    assert not any("entry 1 and" in note for note in near)

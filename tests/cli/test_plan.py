@@ -140,7 +140,11 @@ def test_lengths_are_estimated_and_said_to_be_without_a_tokenizer(
     file = write_json(tmp_path / "a.json", instructions(40))
     said = plan_texts(monkeypatch, *MODEL, "--dataset", f"alpaca:{file}", "--memory", "24GB")
     assert "no tokenizer of the model on this machine" in said.out and "--tokens" in said.out
-    assert "Fits into 24 GB" in said.out and "No weights were loaded" in said.out
+    assert (
+        "Fits into 24 GB" in said.out
+        and "24 GB" in said.out.split("Planned for precision")[1]
+        and "No weights were loaded" in said.out
+    )
 
 
 def test_a_dry_run_on_texts_has_no_settings_of_images(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def build_vpt(options: VptOptions, backbone: Backbone) -> AdaptedModel:
         names = (name for name in registry.list_names(registry.METHODS) if name != options.name)
         others = ["peft:KIND" if name == "peft" else name for name in names]
         raise UsageError(
-            f"vpt adds tokens, which {type(backbone).__name__} does not support: its 'takes_prompts' is False.",
+            f"vpt adds learned tokens to the input of a vision transformer, which {type(backbone.module).__name__} "
+            "does not accept.",
             what_to_do=f"Use one of {', '.join(others)}. vpt is for ViTs.",
             code="method.not-a-vit",
         )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 UNREAD_TEXTS = "alpaca:texts.json"
 """Data set of a plan for texts of a given length: it chooses the recipe, and its file is not read."""
+ALIKE = 0.9
+"""Ratio of the typical length of texts to the longest from which one table is printed, for the longest."""
 
 
 def run_plan(
@@ -118,9 +120,9 @@ def run_plan(
         print_json(plan if lengths is None else {**plan, "texts": asdict(lengths)})
         return
     mixed = accelerator.mixed_precision
-    _print_plan(found, limit, recipe, lengths, str(accelerator.device) if timed else None)
     if lengths is not None:
         _print_precision("fp32" if mixed == "no" else mixed)
+    _print_plan(found, limit, recipe, lengths, str(accelerator.device) if timed else None)
 
 
 def _check_options(recipe: Recipe, takes_texts: bool, tokens: int | None, time: bool | None) -> None:
@@ -153,7 +155,7 @@ def _list_other_methods() -> list[str]:
 
 def _print_plan(found: list[Any], limit: int, recipe: Recipe, lengths: TextLengths | None, device: str | None) -> None:
     from toast_cli.cli.output.console import print_line
-    from toast_cli.training.plan.method_costs import MethodCost
+    from toast_cli.training.plan.method_costs import METHOD_VARIANTS, MethodCost
     from toast_cli.utils.formatting import format_bytes
 
     offered = [each for each in found if isinstance(each, MethodCost)]
@@ -163,16 +165,23 @@ def _print_plan(found: list[Any], limit: int, recipe: Recipe, lengths: TextLengt
     else:
         title = f"{recipe.backbone.name}, texts of"
         longest, typical = lengths.longest.tokens, lengths.typical.tokens
-        if typical != longest:
+        alike = typical >= ALIKE * longest
+        if not alike:
             shorter = [(each, each.typical_memory or {}, each.typical_largest or 0) for each in offered]
             _print_costs(f"{title} {typical:,} tokens (typical)", shorter, device is not None)
         rows = [(each, each.memory, each.largest) for each in offered]
-        _print_costs(f"{title} {longest:,} tokens{' (the longest)' * (typical != longest)}", rows, device is not None)
+        _print_costs(f"{title} {longest:,} tokens{' (the longest)' * (not alike)}", rows, device is not None)
         print_line(lengths.note)
-    names = "; ".join(each.way + _format_accumulation(each) for each in offered if each.fits)
-    print_line(
-        f"Fits into {format_bytes(limit)} with the recipe's batch size of {offered[0].batch_size}: {names or 'none'}."
-    )
+    size = offered[0].batch_size
+    whole = ", ".join(each.way for each in offered if each.largest >= size)
+    print_line(f"Fits into {format_bytes(limit)} with the recipe's batch size of {size}: {whole or 'none'}.")
+    for each in offered:
+        if each.fits and each.largest < size:
+            _, fields = METHOD_VARIANTS.get(each.way, ("", ()))
+            batch = (f"training.batch_size={each.largest}", f"training.accumulate={each.accumulate}")
+            print_line(
+                f"{each.way} fits with a smaller batch and about as many samples a step: {' '.join((*fields, *batch))}"
+            )
     for each in offered:
         if not each.fits:
             print_line(f"{each.way} does not fit: one sample needs {format_bytes(each.memory[1])}.")
@@ -215,12 +224,5 @@ def _print_costs(title: str, rows: list[tuple[Any, dict[int, int], int]], timed:
 def _print_precision(precision: str) -> None:
     from toast_cli.cli.output.console import print_line
 
-    other = " --precision bf16 plans for a GPU." if precision == "fp32" else ""
-    print_line(f"No weights were loaded. Computed for precision {precision}.{other}")
-
-
-def _format_accumulation(offer: Any) -> str:
-    """Return the overrides that make the recipe's batch fit by gradient accumulation; empty if it fits as it is."""
-    if offer.largest >= offer.batch_size:
-        return ""
-    return f" (training.batch_size={offer.largest} training.accumulate={offer.accumulate})"
+    other = " For a GPU, add --precision bf16: it needs much less memory." if precision == "fp32" else ""
+    print_line(f"No weights were loaded. Planned for precision {precision}.{other}")

@@ -69,7 +69,8 @@ def print_text_report(report: dict[str, Any], limit: int = 5) -> None:
         ("questions_across_splits", "same question"),
     ):
         for pair in report["duplicates"][kind]["pairs"][:limit]:
-            print_line(f"  {word}: {pair['first']} and {pair['second']}")
+            answers = f", {'same' if pair['same_answer'] else 'another'} answer" if "same_answer" in pair else ""
+            print_line(f"  {word}{answers}: {pair['first']} and {pair['second']}")
     if any(len(found) > limit for found in lists):
         print_line("  Add --out FILE to write the full list.")
     if report["backbone"] is None:

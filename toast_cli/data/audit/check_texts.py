@@ -29,8 +29,8 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
 
     A problem makes the results of a run questionable: an entry that cannot be used, copies of a text, or, with a
     backbone, texts that it cannot be trained on, such as those that its chat template rejects. A warning is for the
-    user to judge: a text that is nearly the same as an earlier one, a question with different answers in different
-    splits, and what tuning the backbone reports about the texts, such as how many are truncated.
+    user to judge: a text that is nearly the same as an earlier one, a question in several splits, and what tuning the
+    backbone reports about the texts, such as how many are truncated.
 
     With a backbone, conversations are also measured in tokens: their lengths, the limit, and the names of those that
     are truncated, rejected or without a token to learn.
@@ -71,7 +71,11 @@ def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None
             },
             "nearly_across_splits": _list_pairs(near.across_splits),
             "nearly_within_a_split": _list_pairs(near.within_a_split),
-            "questions_across_splits": {"count": len(asked), "pairs": asked[:MAX_LISTED]},
+            "questions_across_splits": {
+                "count": len(asked),
+                "same_answer": sum(pair["same_answer"] for pair in asked),
+                "pairs": asked[:MAX_LISTED],
+            },
         },
         "notes": list(data.notes),
     }
@@ -112,31 +116,34 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
         warnings.append(
             f"{near:,} {'text is' if near == 1 else 'texts are'} nearly the same as an earlier one of the same split"
         )
-    if asked := report["duplicates"]["questions_across_splits"]["count"]:
+    asked = report["duplicates"]["questions_across_splits"]
+    if count := asked["count"]:
         warnings.append(
-            f"{asked:,} {'question is' if asked == 1 else 'questions are'} in several splits, with different answers: "
-            "results on them say little about new questions"
+            f"{count:,} {'question is' if count == 1 else 'questions are'} in several splits, "
+            f"{asked['same_answer']:,} of them with the same answer: results on them say little about new questions"
         )
     return problems, warnings
 
 
-def _find_questions_across_splits(splits: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return a pair of conversations for every question that has different answers in different splits.
+def _find_questions_across_splits(splits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a pair of conversations for every question that is in several splits, copies excepted.
 
-    A question is what comes before the first answer.
+    A question is what comes before the first answer. `same_answer` tells whether the first answers are the same.
     """
-    first: dict[int, tuple[str, str, int]] = {}
-    pairs: dict[int, dict[str, str]] = {}
+    first: dict[int, tuple[str, str, int, int]] = {}
+    pairs: dict[int, dict[str, Any]] = {}
     for part, split in splits.items():
         for text in split.conversations if isinstance(split, ConversationSplit) else ():
             turns = text.turns
             begin = next((place for place, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
-            question, answer = (
-                compute_text_key(format_content(Conversation(half, ""))) for half in (turns[:begin], turns[begin:])
+            question, answer, whole = (
+                compute_text_key(format_content(Conversation(some, "")))
+                for some in (turns[:begin], turns[begin : begin + 1], turns)
             )
-            earlier, name, known = first.setdefault(question, (part, text.name, answer))
-            if earlier != part and known != answer:
-                pairs.setdefault(question, {"first": f"{earlier}: {name}", "second": f"{part}: {text.name}"})
+            earlier, name, known_answer, known_whole = first.setdefault(question, (part, text.name, answer, whole))
+            if earlier != part and known_whole != whole:
+                pair = {"first": f"{earlier}: {name}", "second": f"{part}: {text.name}"}
+                pairs.setdefault(question, {**pair, "same_answer": known_answer == answer})
     return list(pairs.values())
 
 

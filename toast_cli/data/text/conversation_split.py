@@ -162,7 +162,13 @@ def open_conversations(options: ConversationOptions, data_dir: Path | None, form
     if any(count != 1 for count in repeats.values()):
         splits["train"] = replace(splits["train"], repeats=tuple(repeats[index] for index in parts["train"]))
         notes += _describe_weights(files, repeats)
-    if near := find_near_conversations(splits).across_splits:
+    key_by_name = {f"{part}: {conversations[i].name}": keys[i] for part, indices in parts.items() for i in indices}
+    near = {
+        later: earlier
+        for later, earlier in find_near_conversations(splits).across_splits.items()
+        if key_by_name[later] != key_by_name[earlier]  # copies have a note of their own
+    }
+    if near:
         later, earlier = next(iter(near.items()))
         count = f"{len(near):,} {'texts of val and test are' if len(near) > 1 else 'text of val and test is'}"
         notes.append(

@@ -123,7 +123,7 @@ def estimate_method_costs(
         except ToastError as error:
             if number == 0:
                 raise
-            yield UnsupportedMethod(way, error.what)
+            yield UnsupportedMethod(way, " ".join(filter(None, (error.what, error.why))))
 
 
 def list_variants(others: Iterable[str] = (), timed: bool = True) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -165,7 +165,7 @@ def estimate_text_method_costs(
         except ToastError as error:
             if number == 0:
                 raise
-            yield UnsupportedMethod(way, error.what)
+            yield UnsupportedMethod(way, " ".join(filter(None, (error.what, error.why))))
             continue
         yield MethodCost(
             way,
