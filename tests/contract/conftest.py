@@ -17,6 +17,18 @@ TINY_MODELS = list_tiny_models()
 LARGE, HUGE = 10_000_000, 2_000_000_000
 """Backbones with more parameters are checked in the slow suite, or nowhere: no test machine holds them."""
 
+REAL_SIZES = (
+    *("convnext_t", "dinov3_s16", "swinv2_t", "resnet50", "timm:beit_base_patch16_224"),
+    *("timm:vit_relpos_small_patch16_224", "timm:naflexvit_base_patch16_gap", "timm:hiera_tiny_224"),
+    *("timm:mvitv2_tiny", "timm:pvt_v2_b0", "timm:maxvit_nano_rw_256", "timm:cait_xxs24_224"),
+    *("timm:xcit_nano_12_p16_224", "timm:levit_128s", "timm:qwen3_vit_88m_enc", "timm:gemma4_vit_167m"),
+    *("timm:efficientnet_b0", "torchvision:swin_t", "torchvision:vit_b_16"),
+)
+"""A model of each family in a size that people use, checked every night.
+
+Models of transformers have tests of their own. The smallest DeepSeek tower has 412 million parameters: too many.
+"""
+
 LANGUAGE_MODELS = Path(__file__).parent / "language_models"
 
 OF_EACH_FAMILY = {
@@ -37,10 +49,13 @@ ANY_OF_A_FAMILY = [
 def registered() -> list[object]:
     names = registry.list_names(registry.BACKBONES)
     assert "vit_demo_3" in names and "vit_b16" in names
-    return [pytest.param(name, marks=marks(name), id=name.rpartition("/")[2]) for name in [*names, *ANY_OF_A_FAMILY]]
+    every = [*names, *(name for name in (*ANY_OF_A_FAMILY, *REAL_SIZES) if name not in names)]
+    return [pytest.param(name, marks=marks(name), id=name.rpartition("/")[2]) for name in every]
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
+    if name in REAL_SIZES:
+        return [pytest.mark.nightly]
     parameters = registry.load_backbone_card(name).parameters or 0
     if parameters > HUGE:
         too_large = "too large to build; small ones of its family stand for it"

@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent.parent
-
-pytestmark = pytest.mark.slow
 
 
 def test_models_are_steered_or_refused_with_a_reason_and_the_page_says_so() -> None:
