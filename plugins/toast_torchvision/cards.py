@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,4 +38,10 @@ def _wrap(module: Any) -> Backbone | None:
     return wrap_torchvision(module)
 
 
-FAMILY = Family("torchvision", "torchvision", _make_card, _wrap)
+def _list_cards() -> Iterable[Card]:
+    from toast_torchvision.catalogue import list_torchvision_cards
+
+    return list_torchvision_cards(_make_card)
+
+
+FAMILY = Family("torchvision", "torchvision", _make_card, _wrap, catalogue=_list_cards)

@@ -9,7 +9,6 @@ import pytest
 import timm
 
 from toast_cli import registry
-from toast_cli.backbones.base import Card
 from toast_cli.backbones.licences import announce_licence
 from toast_cli.backbones.search import find_listed_card, search_cards
 from toast_cli.utils.errors import ToastError
@@ -33,12 +32,8 @@ def test_a_short_name_says_what_timm_records_of_its_weights(card: Any) -> None:
 
 
 def test_the_catalogue_of_torchvision_has_sizes_and_every_classifier() -> None:
-    from toast_torchvision.catalogue import list_torchvision_cards
-
-    def make_card(name: str) -> Any:
-        return Card(f"torchvision:{name}", "torchvision", None, f"torchvision, {name}", lambda _: None)  # type: ignore[arg-type,return-value]
-
-    found = {card.name: card for card in list_torchvision_cards(make_card)}
+    family = registry.load_entry(registry.FAMILIES, "torchvision")
+    found = {card.name: card for card in family.catalogue()}
     card = found["torchvision:resnet50"]
     assert (card.parameters, card.image_size, card.published, card.licence) == (25_557_032, 224, True, None)
     assert len(found) >= 80
