@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from toast_cli.plugin import Card, Family
 from toast_llama.options import LlamaOptions
 from toast_transformers.folders import list_model_classes
+
 if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
 
