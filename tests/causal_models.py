@@ -1,7 +1,10 @@
-"""Tiny configurations of every causal language model of transformers, for the count of coverage and for tests."""
+"""Tiny models of every causal language model of transformers, by its model type, from their configurations."""
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 SIZES: dict[str, Any] = {
@@ -154,3 +157,44 @@ def build_tiny_config(kind: str) -> Any:
     if "text_config" in fields and kind not in OWN_SIZES:
         own = {"text_config": known}
     return config(**{**known, **own})
+
+
+DAILY = ("bloom", "deepseek_v3", "falcon", "gemma4_text", "gpt2", "gpt_neox", "mpt", "phi3", "qwen3_next")
+"""Model types that differ most from LLaMA: fused projections of each layout, latents, shared keys, hybrids."""
+
+NIGHTLY = (
+    *("afmoe", "apertus", "apertus1p5_text", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "bamba"),
+    *("beam", "bert", "bert-generation", "big_bird", "biogpt", "bitnet", "camembert", "codegen", "cohere"),
+    *("cohere2", "cohere2_moe", "ctrl", "cwm", "data2vec-text", "deepseek_v2", "deepseek_v32", "diffllama", "doge"),
+    *("dots1", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "exaone_moe", "falcon_h1"),
+    *("flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe"),
+    *("glm4_moe_lite", "gpt-sw3", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "gpt_oss", "gptj", "granite"),
+    *("granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium"),
+    *("hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "inkling_text", "internlm3", "iquestcoder"),
+    *("jais2", "jamba", "jetmoe", "kimi_linear", "kolibri1", "laguna", "lara_mini", "lfm2", "lfm2_moe", "lfm3"),
+    *("llama", "llama4_text", "megatron-bert", "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2"),
+    *("minimax_m3_vl_text", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "moshi"),
+    *("nanochat", "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt"),
+    *("persimmon", "phi", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe"),
+    *("recurrent_gemma", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "sarvam_mla"),
+    *("sarvam_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "trocr", "vaultgemma", "whisper"),
+    *("xglm", "xlm-roberta", "xlm-roberta-xl", "xmod", "youtu"),
+)
+"""All other model types that can be steered."""
+
+
+@cache
+def get_folder() -> Path:
+    """Return the folder of the tiny models of this process."""
+    return Path(tempfile.mkdtemp(prefix="toast-tiny-models-"))
+
+
+def get_model_folder(kind: str) -> Path:
+    """Return the folder of a tiny model, which `write_model_folder` fills."""
+    return get_folder() / kind
+
+
+def write_model_folder(kind: str) -> None:
+    """Write the configuration of a tiny model into its folder, unless it is there."""
+    if not (get_model_folder(kind) / "config.json").is_file():
+        build_tiny_config(kind).save_pretrained(get_model_folder(kind))
