@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -48,12 +49,17 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
                 "Choose one of toast, toast-lite and full, or name the layers.",
                 code="method.peft-not-injected",
             )
-        config.target_modules = list(backbone.adapter_targets)
+        default = backbone.adapter_targets
+        config.target_modules = default if isinstance(default, str) else list(default)
+    if config.target_modules == "all-linear" and backbone.adapter_exclusions:
+        config.exclude_modules = list(backbone.adapter_exclusions)
     if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 needs to know which targets belong to an MLP
         config.feedforward_modules = []
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
     try:
-        inject_adapter_in_model(config, network)
+        with warnings.catch_warnings():  # PEFT sets this option for transposed weights, and says so for each layer
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            inject_adapter_in_model(config, network)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         raise UsageError(
             f"PEFT cannot inject {kind} into {type(network).__name__}.",
@@ -72,7 +78,15 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
         for part in parts:
             part.register_forward_pre_hook(_cast_inputs_to_float32)
             part.register_forward_hook(_cast_output_to_base_dtype)
-    return AdaptedModel(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+    adapted = AdaptedModel(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+    adapted.notes = (_describe_targets(kind, network),)
+    return adapted
+
+
+def _describe_targets(kind: str, network: nn.Module) -> str:
+    """Return a sentence on the layers that receive PEFT's layers."""
+    names = [name.rpartition(".")[2] for name, _ in _find_peft_layers(network)]
+    return f"{kind} adapts {len(names)} layers: {', '.join(dict.fromkeys(names))}."
 
 
 def check_forward_runs(adapted: AdaptedModel, kind: str) -> None:

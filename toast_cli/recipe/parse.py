@@ -108,6 +108,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         problems += _find_unknown_metric(plugins["task"], sections["task"], metrics)
     if problems:
         raise make_recipe_error(problems, draft)
+    sections["method"] = plugins["method"].complete(sections["method"], sections["task"].name)
     recipe = recipe.model_copy(update=sections)
     packages = {section: _find_package(section, sections[section].name) for section in plugins}
     recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages, default_task=default_task)
@@ -254,6 +255,8 @@ def _load_plugin(section: str, content: Any) -> Any:
     if not isinstance(name := content["name"], str):
         raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name, code="recipe.wrong-type"))
     try:
+        if section == "backbone":
+            content["name"] = name = registry.expand_folder_name(name)
         return load_plugin(section, name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do
