@@ -23,6 +23,7 @@ from toast_cli.plugin import (
     TextLimits,
     ToastError,
     Trace,
+    describe_quantization,
 )
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
@@ -58,6 +59,8 @@ def get_window(config: Any) -> int | None:
 
 
 def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Iterator[str]:
+    if (quantization := describe_quantization(module)) is not None:
+        yield quantization
     if module.config.get_text_config()._attn_implementation == "eager":
         yield f"{type(module).__name__} has no fused attention, so it needs more time and memory."
     if tokenizer is not None and len(tokenizer) > vocabulary:
@@ -177,10 +180,15 @@ class LlamaBackbone(Backbone):
         return checkpoint
 
     def value_weight(self, index: int) -> Tensor:
-        """Return `W_V`, `[values, d]`."""
+        """Return `W_V`, `[values, d]`, dequantized."""
         weight = self.body.layers[index].self_attn.v_proj.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    def value_width(self, index: int) -> int:
+        """Return the number of values."""
+        width: int = self.body.layers[index].self_attn.v_proj.out_features
+        return width
 
     def leave(self, state: State) -> Readout:
         """Return the last layer's output `[B, N, d]`, before and after the final norm."""

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers, require_regular_file
 from toast_llama.backbone import LlamaBackbone
 from toast_llama.options import LlamaOptions
+from toast_llama.quantized_loading import load_quantized_model, quantize_model
 from toast_llama.tokenizer import load_tokenizer
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 
@@ -37,10 +38,10 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
     Args:
         source: Hugging Face id, or folder in the layout of transformers.
         architecture: LLaMA configuration for random weights; None uses the configuration of the source.
-        options: Weights and data type.
+        options: Weights, data type and quantization.
 
     Raises:
-        UsageError: The folder does not exist or holds no model.
+        UsageError: The folder does not exist or holds no model, or it cannot be quantized.
         ToastError: The model cannot be loaded, is damaged, needs code of its own, or cannot be steered.
     """
     if not sys.stderr.isatty():
@@ -49,24 +50,54 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
     if options.weights == "none":
         config = _load_config(source) if architecture is None else LlamaConfig(**architecture)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
+        _quantize(module, options)
         if architecture is not None:
             return LlamaBackbone(module)
         return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
         module = _load_weights_file(source, Path(options.weights).expanduser(), dtype)
+        _quantize(module, options)
         return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
             raise build_missing_config_error(folder)
         place = str(folder)
-    _load_config(place)
+    config = _load_config(place)
     try:
-        module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+        if options.quantize is not None:
+            _require_unquantized(config, place, options.quantize)
+            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False)
+        else:
+            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+    except ToastError:
+        raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
     return LlamaBackbone(module, *load_tokenizer(place))
+
+
+def _quantize(module: PreTrainedModel, options: LlamaOptions) -> None:
+    if options.quantize is not None:
+        quantize_model(module, options.quantize)
+
+
+def _require_unquantized(config: Any, place: str, kind: str) -> None:
+    """Check that the weights of a model are not stored in a quantized form.
+
+    Raises:
+        UsageError: They are.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    raise UsageError(
+        f"{place} cannot be quantized to {kind}: its weights are stored quantized, by {method}.",
+        what_to_do="Give the model that it was made from, or leave backbone.quantize out.",
+        code="backbone.cannot-quantize",
+    )
 
 
 def outline_llama(
@@ -94,6 +125,7 @@ def outline_llama(
         config = _keep_first_layers(config, levels)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _quantize(module, options)
     return LlamaBackbone(module, *((None, None) if levels is not None else load_tokenizer(place, download=False)))
 
 
