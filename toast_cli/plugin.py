@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from toast_cli.backbones.licences import announce_licence as announce_licence
     from toast_cli.backbones.quantized_linear import QuantizedLinear as QuantizedLinear
     from toast_cli.backbones.quantized_linear import describe_quantization as describe_quantization
-    from toast_cli.backbones.quantized_linear import project_rows as project_rows
     from toast_cli.backbones.quantized_linear import replace_layers as replace_layers
     from toast_cli.backbones.upcast_attention import upcast_attention_inputs as upcast_attention_inputs
     from toast_cli.backbones.weight_formats import WEIGHT_FORMATS as WEIGHT_FORMATS
@@ -94,7 +93,7 @@ _NAMES = {
     "toast_cli.backbones.image_options": "ImageOptions PixelOptions",
     "toast_cli.backbones.lazy_signal": "LazySignal Signal ValueSignal resolve_signal",
     "toast_cli.backbones.licences": "announce_licence",
-    "toast_cli.backbones.quantized_linear": "QuantizedLinear describe_quantization project_rows replace_layers",
+    "toast_cli.backbones.quantized_linear": "QuantizedLinear describe_quantization replace_layers",
     "toast_cli.backbones.weight_formats": "WEIGHT_FORMATS FormatName require_format",
     "toast_cli.data.base": "DataSet DataSource Sample Split",
     "toast_cli.data.images.labelled_files": "FileSplit",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args, get_origin
 
@@ -217,8 +218,30 @@ def wrap_model(model: Any, library: str | None = None) -> Any:
     return None
 
 
+def expand_folder_name(name: str) -> str:
+    """Return `FAMILY:FOLDER` for the path of a folder that holds a model of a family; any other name as it is.
+
+    Raises:
+        UsageError: No family knows the model in the folder.
+    """
+    folder = Path(name).expanduser()
+    if name in list_entries(BACKBONES) or not folder.is_dir() or not (folder / "config.json").is_file():
+        return name
+    for family in (load_entry(FAMILIES, each) for each in list_names(FAMILIES)):
+        if family.recognize is not None and family.recognize(folder):
+            return f"{family.name}:{folder if name.startswith('~') else name}"
+    raise UsageError(
+        f"The kind of the model in {name} is not known.",
+        "The 'architectures' in its config.json are neither those of a language model nor of a vision model.",
+        f"Name the family: {', '.join(f'{family}:{name}' for family in list_prefixes())}.",
+        code="backbone.unknown-folder",
+    )
+
+
 def load_backbone_card(name: str) -> Any:
     """Return the card of a backbone: a short name (`vit_b16`), or any model of a family's library (`vit:<timm name>`).
+
+    The path of a folder with a model is one too.
 
     Raises:
         UsageError: The name is neither a short name nor of a known family.
@@ -226,6 +249,7 @@ def load_backbone_card(name: str) -> Any:
     """
     from toast_cli.backbones.base import CONTRACT_VERSION, Card
 
+    name = expand_folder_name(name)
     family, colon, model = name.partition(":")
     if colon:
         build_card = load_entry(FAMILIES, family).card

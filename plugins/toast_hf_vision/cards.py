@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.plugin import Card, Family
 from toast_hf_vision.options import HfVisionOptions
+from toast_transformers.folders import list_model_classes
 
 if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
+
+VISION_MODEL_SUFFIXES = ("ForImageClassification", "VisionModel", "ViTModel")
+"""Ends of the names of classes that only take images."""
 
 
 def _build(source: str, options: HfVisionOptions) -> Backbone:
@@ -43,4 +47,10 @@ def _wrap(module: Any) -> Backbone | None:
     return wrap_hf_vision(module)
 
 
-FAMILY = Family("hf", "transformers", _make_card, _wrap, generic=True)
+def _recognize_folder(folder: Path) -> bool:
+    """Return whether a folder holds a model of images alone."""
+    has_images = (folder / "preprocessor_config.json").is_file()
+    return has_images and any(name.endswith(VISION_MODEL_SUFFIXES) for name in list_model_classes(folder))
+
+
+FAMILY = Family("hf", "transformers", _make_card, _wrap, generic=True, recognize=_recognize_folder)

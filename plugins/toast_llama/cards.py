@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from toast_cli.plugin import Card, Family
 from toast_llama.options import LlamaOptions
+from toast_transformers.folders import list_model_classes
 
 if TYPE_CHECKING:
     from toast_cli.plugin import Backbone
+
+CAUSAL_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "GenerationDecoder")
+"""Ends of the names of classes that write text. One with an encoder is refused when it is built."""
 
 
 def _build(source: str, architecture: Mapping[str, Any] | None, licence: str | None, options: LlamaOptions) -> Backbone:
@@ -39,7 +43,7 @@ def _rebuild(options: LlamaOptions, folder: Path) -> Backbone:
     return build_llama(str(folder), None, options)
 
 
-def _build_card(
+def build_language_card(
     name: str,
     source: str,
     parameters: int | None = None,
@@ -61,8 +65,8 @@ def _build_card(
     )
 
 
-def _build_hub_card(source: str) -> Card:
-    return _build_card(f"llama:{source}", source)
+def _build_hub_card(prefix: str, source: str) -> Card:
+    return build_language_card(f"{prefix}:{source}", source)
 
 
 def _wrap(module: Any) -> Backbone | None:
@@ -71,7 +75,13 @@ def _wrap(module: Any) -> Backbone | None:
     return wrap_llama(module)
 
 
-FAMILY = Family("llama", "transformers", _build_hub_card, _wrap)
+def _recognize_folder(folder: Path) -> bool:
+    return any(name.endswith(CAUSAL_MODEL_SUFFIXES) for name in list_model_classes(folder))
+
+
+FAMILY = Family("llama", "transformers", partial(_build_hub_card, "llama"), _wrap)
+LM_FAMILY = Family("lm", "transformers", partial(_build_hub_card, "lm"), recognize=_recognize_folder)
+"""The same family under a prefix that does not name one of its models."""
 
 # The shapes of each model and the data type of its weights, to count parameters and estimate memory without a download.
 _LLAMA_1_CONFIG = {"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "dtype": "float16"}
@@ -86,7 +96,8 @@ _LLAMA_3_CONFIG = {
 }
 
 
-def _build_size_config(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
+def build_size_config(width: int, inner: int, layers: int, heads: int) -> dict[str, int]:
+    """Return the fields of a configuration for these sizes."""
     return {
         "hidden_size": width,
         "intermediate_size": inner,
@@ -99,50 +110,44 @@ def _build_rope_config(factor: float) -> dict[str, Any]:
     return {"rope_parameters": {**_LLAMA_3_ROPE, "factor": factor, "original_max_position_embeddings": 8192}}
 
 
-LLAMA_7B = _build_card(
+LLAMA_7B = build_language_card(
     "llama_7b",
     "huggyllama/llama-7b",
     6_738_415_616,
-    {**_LLAMA_1_CONFIG, **_build_size_config(4096, 11008, 32, 32)},
+    {**_LLAMA_1_CONFIG, **build_size_config(4096, 11008, 32, 32)},
     "other",
 )
-LLAMA_13B = _build_card(
+LLAMA_13B = build_language_card(
     "llama_13b",
     "huggyllama/llama-13b",
     13_015_864_320,
-    {**_LLAMA_1_CONFIG, **_build_size_config(5120, 13824, 40, 40)},
+    {**_LLAMA_1_CONFIG, **build_size_config(5120, 13824, 40, 40)},
     "other",
 )
-LLAMA_3_2_1B = _build_card(
-    "llama_3_2_1b",
-    "meta-llama/Llama-3.2-1B",
-    1_235_814_400,
-    {
-        **_LLAMA_3_CONFIG,
-        **_build_size_config(2048, 8192, 16, 32),
-        **_build_rope_config(32.0),
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "llama3.2",
+LLAMA_3_2_1B_CONFIG = {
+    **_LLAMA_3_CONFIG,
+    **build_size_config(2048, 8192, 16, 32),
+    **_build_rope_config(32.0),
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+LLAMA_3_2_3B_CONFIG = {
+    **_LLAMA_3_CONFIG,
+    **build_size_config(3072, 8192, 28, 24),
+    **_build_rope_config(32.0),
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+LLAMA_3_2_1B = build_language_card(
+    "llama_3_2_1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, LLAMA_3_2_1B_CONFIG, "llama3.2"
 )
-LLAMA_3_2_3B = _build_card(
-    "llama_3_2_3b",
-    "meta-llama/Llama-3.2-3B",
-    3_212_749_824,
-    {
-        **_LLAMA_3_CONFIG,
-        **_build_size_config(3072, 8192, 28, 24),
-        **_build_rope_config(32.0),
-        "head_dim": 128,
-        "tie_word_embeddings": True,
-    },
-    "llama3.2",
+LLAMA_3_2_3B = build_language_card(
+    "llama_3_2_3b", "meta-llama/Llama-3.2-3B", 3_212_749_824, LLAMA_3_2_3B_CONFIG, "llama3.2"
 )
-LLAMA_3_1_8B = _build_card(
+LLAMA_3_1_8B = build_language_card(
     "llama_3_1_8b",
     "meta-llama/Llama-3.1-8B",
     8_030_261_248,
-    {**_LLAMA_3_CONFIG, **_build_size_config(4096, 14336, 32, 32), **_build_rope_config(8.0)},
+    {**_LLAMA_3_CONFIG, **build_size_config(4096, 14336, 32, 32), **_build_rope_config(8.0)},
     "llama3.1",
 )

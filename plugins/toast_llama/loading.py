@@ -17,20 +17,21 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
-    LlamaConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
 from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers, require_regular_file
 from toast_llama.backbone import LlamaBackbone
+from toast_llama.language_model import LanguageModelBackbone
+from toast_llama.one_pass import OnePassBackbone
 from toast_llama.options import LlamaOptions
 from toast_llama.quantized_loading import load_quantized_model, quantize_model
 from toast_llama.tokenizer import load_tokenizer
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 
 
-def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LlamaBackbone:
+def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LanguageModelBackbone:
     """Build the model of a Hugging Face id or a folder, with its tokenizer if there is one.
 
     Attention is fused if the model supports it.
@@ -48,17 +49,17 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
         logging.disable_progress_bar()
     dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
     if options.weights == "none":
-        config = _load_config(source) if architecture is None else LlamaConfig(**architecture)
+        config = _load_config(source) if architecture is None else _build_named_config(architecture)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
         _quantize(module, options)
         if architecture is not None:
-            return LlamaBackbone(module)
-        return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
+            return build_language_backbone(module)
+        return build_language_backbone(_load_generation_config(module, source), *load_tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
         module = _load_weights_file(source, Path(options.weights).expanduser(), dtype)
         _quantize(module, options)
-        return LlamaBackbone(_load_generation_config(module, source), *load_tokenizer(source))
+        return build_language_backbone(_load_generation_config(module, source), *load_tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
         if not (folder / "config.json").is_file():
@@ -75,7 +76,19 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
         raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
-    return LlamaBackbone(module, *load_tokenizer(place))
+    return build_language_backbone(module, *load_tokenizer(place))
+
+
+def build_language_backbone(
+    module: PreTrainedModel, tokenizer: Any = None, tokenizer_error: ToastError | None = None
+) -> LanguageModelBackbone:
+    """Return a causal language model as a backbone: with two passes or, if it cannot be steered, with one."""
+    try:
+        return LlamaBackbone(module, tokenizer, tokenizer_error)
+    except ToastError as error:
+        if error.code != "backbone.cannot-steer":
+            raise
+        return OnePassBackbone(module, error, tokenizer, tokenizer_error)
 
 
 def _quantize(module: PreTrainedModel, options: LlamaOptions) -> None:
@@ -102,7 +115,7 @@ def _require_unquantized(config: Any, place: str, kind: str) -> None:
 
 def outline_llama(
     source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions, levels: int | None
-) -> LlamaBackbone:
+) -> LanguageModelBackbone:
     """Build the model on the meta device from its configuration alone, in the data type that `build_llama` would use.
 
     With `levels`, it has only its first layers and no tokenizer. Else its tokenizer is loaded if it is on this machine.
@@ -113,7 +126,7 @@ def outline_llama(
     """
     weights = options.weights
     if weights in (None, "none") and architecture is not None:
-        place, config = source, LlamaConfig(**architecture)
+        place, config = source, _build_named_config(architecture)
     else:
         given = weights is not None and weights != "none" and not weights.endswith(".safetensors")
         place = str(Path(str(weights)).expanduser()) if given else source
@@ -126,7 +139,15 @@ def outline_llama(
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     _quantize(module, options)
-    return LlamaBackbone(module, *((None, None) if levels is not None else load_tokenizer(place, download=False)))
+    return build_language_backbone(
+        module, *((None, None) if levels is not None else load_tokenizer(place, download=False))
+    )
+
+
+def _build_named_config(architecture: Mapping[str, Any]) -> Any:
+    """Build the configuration of a short name; its model type is LLaMA unless it has another."""
+    fields = dict(architecture)
+    return AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
 
 
 def _find_stored_dtype(config: Any, folder: Path) -> torch.dtype:
@@ -155,14 +176,14 @@ def _keep_first_layers(config: Any, levels: int) -> Any:
     return config
 
 
-def wrap_llama(module: Any) -> LlamaBackbone | None:
+def wrap_llama(module: Any) -> LanguageModelBackbone | None:
     """Return the backbone of a causal language model, with the tokenizer of its folder or repository, or None."""
     if not isinstance(module, PreTrainedModel) or module.get_output_embeddings() is None:
         return None
     place = module.config.name_or_path
     if not place:
-        return LlamaBackbone(module)
-    backbone = LlamaBackbone(module, *load_tokenizer(place))
+        return build_language_backbone(module)
+    backbone = build_language_backbone(module, *load_tokenizer(place))
     dtype = str(module.dtype).removeprefix("torch.")
     source = str(Path(place).absolute()) if Path(place).is_dir() else place
     known = dtype in get_args(LlamaOptions.model_fields["dtype"].annotation)

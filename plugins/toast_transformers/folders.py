@@ -1,7 +1,8 @@
-"""Errors of models that are loaded from a folder in the layout of transformers, or from the hub."""
+"""Models in a folder in the layout of transformers or on the hub: their classes, and errors. Torch-free."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers
@@ -45,3 +46,13 @@ def build_unavailable_error(family: str, place: str, error: Exception) -> ToastE
         f"--weights FOLDER or --backbone {family}:FOLDER; --weights none starts from random weights.",
         code="weights.cannot-download",
     )
+
+
+def list_model_classes(folder: Path) -> list[str]:
+    """Return the names of the classes in the configuration of a model; none if it has no readable configuration."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    classes = config.get("architectures") if isinstance(config, dict) else None
+    return [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []

@@ -87,7 +87,8 @@ class Family:
     returns the backbone of a model that a user has built, or None if the model is not of this family; it raises a
     ToastError for a model of this family that cannot be steered. A `generic` family is tried after all others.
     `catalogue` returns the cards of all models that the prefix can name, and may import the library; of the weights of
-    one model (`MODEL.TAG`), the first are those of `MODEL` alone.
+    one model (`MODEL.TAG`), the first are those of `MODEL` alone. `recognize(folder)` returns whether a folder holds a
+    model of the family, without torch: `--backbone FOLDER` then needs no prefix.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Family:
     wrap: Callable[[Any], Backbone | None] | None = None
     generic: bool = False
     catalogue: Callable[[], Iterable[Card]] | None = None
+    recognize: Callable[[Path], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class Backbone(ABC):
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
+    `steering_error` is why the network cannot be steered; it then has no levels, and only methods with one pass take it.
     `signal_entry` says in a few words where a signal enters; None: at the values for levels with a `value_weight`, at
     the input of the level for others. `normalization_note` is a sentence for weights from a file: where the mean and
     std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
@@ -251,6 +254,7 @@ class Backbone(ABC):
     level_modules: Sequence[nn.Module] = ()
     any_image_size: bool = False
     notes: Sequence[str] = ()
+    steering_error: ToastError | None = None
     signal_entry: str | None = None
     normalization_note: str | None = None
     origin: Mapping[str, Any] | None = None

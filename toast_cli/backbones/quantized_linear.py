@@ -117,16 +117,6 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, kind={self.kind}"
 
 
-def project_rows(layer: nn.Linear, x: Tensor, rows: slice) -> Tensor:
-    """Return some rows of a linear layer's product with x, without the bias, `[..., rows]`.
-
-    This steers the values of a fused projection. Only those rows of a quantized weight are read.
-    """
-    if isinstance(layer, QuantizedLinear):
-        return layer.project(x, rows)
-    return nn.functional.linear(x, layer.weight[rows])
-
-
 def get_quantization(module: nn.Module) -> FormatName | None:
     """Return the format of the quantized layers of a network, or None if it has none."""
     return next((layer.kind for _, layer in _iterate_quantized_layers(module)), None)

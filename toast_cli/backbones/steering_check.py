@@ -90,6 +90,8 @@ def check_steering(card: Card, name: str, listed: Card | None = None, *, family_
         ToastError: It cannot be steered; the message has the reason.
     """
     backbone = build_without_weights(card, name)
+    if backbone.steering_error is not None:
+        raise backbone.steering_error
     parameters = sum(weight.numel() for weight in backbone.module.parameters())
     known = [each for each in (card, listed) if each is not None]
     return SteeringCheck(

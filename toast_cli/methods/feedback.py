@@ -53,8 +53,12 @@ def build_steering(options: FeedbackOptions, backbone: Backbone) -> Steering:
 
     Raises:
         UsageError: The backbone has no such level.
+        ToastError: The backbone cannot be steered.
     """
     from toast_cli.steering.steering import Steering
+
+    if backbone.steering_error is not None:
+        raise backbone.steering_error
 
     count = len(backbone.levels)
     middle = options.feedback_level or count // 2

@@ -254,6 +254,8 @@ def _load_plugin(section: str, content: Any) -> Any:
     if not isinstance(name := content["name"], str):
         raise _UnusableSection(RecipeProblem((section, "name"), "must be a name.", name, code="recipe.wrong-type"))
     try:
+        if section == "backbone":
+            content["name"] = name = registry.expand_folder_name(name)
         return load_plugin(section, name)
     except UsageError as error:
         hint = (suggest_source_prefix(name) if section == "dataset" else "") or error.what_to_do

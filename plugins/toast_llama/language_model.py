@@ -1,0 +1,94 @@
+"""What all causal language models of transformers share as backbones, with one pass or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from toast_cli.plugin import Backbone, TextLimits, ToastError, describe_quantization
+from toast_llama.logits import LogitsHead
+
+EXAMPLE_TOKENS = 16
+
+
+def get_window(config: Any) -> int | None:
+    """Return the number of positions that a model reads, as scaled by its rotary embedding; None if it has no limit.
+
+    The configurations of LLaMA 3 and of `longrope` give the scaled number. Others give the one before scaling.
+    """
+    window = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if window is None or kind not in ("linear", "dynamic", "yarn") or not factor:
+        return window
+    return max(window, int(factor * rope.get("original_max_position_embeddings", window)))
+
+
+def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Iterator[str]:
+    if (quantization := describe_quantization(module)) is not None:
+        yield quantization
+    if module.config.get_text_config()._attn_implementation == "eager":
+        yield f"{type(module).__name__} has no fused attention, so it needs more time and memory."
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        yield (
+            f"The tokenizer has {len(tokenizer):,} tokens, and the embedding of the model has {vocabulary:,}. "
+            "Texts with one of the others are refused."
+        )
+
+
+class LanguageModelBackbone(Backbone):
+    """A causal language model of transformers, without its levels.
+
+    Inputs are a mapping as for the model itself: `input_ids` `[B, N]` and, if needed, `attention_mask`, `position_ids`
+    and `caches` (a `TwoPassCache`). `real` `[B, N]` marks the tokens that are not padding if there is no mask.
+    """
+
+    preprocessing = None
+    module: PreTrainedModel
+
+    def __init__(
+        self, module: PreTrainedModel, tokenizer: Any = None, tokenizer_error: ToastError | None = None
+    ) -> None:
+        self.module = module
+        self.tokenizer, self.tokenizer_error = tokenizer, tokenizer_error
+        self.body = module.get_decoder()
+        self.width = self.head_width = module.config.get_text_config().hidden_size
+        heads: tuple[Any, ...] = (module.get_input_embeddings(), module.get_output_embeddings())
+        vocabulary = min(len(part.weight) for part in heads if part is not None)
+        self.text_limits = TextLimits(get_window(module.config.get_text_config()), vocabulary)
+        self.notes = tuple(_list_notes(module, tokenizer, vocabulary))
+
+    def stock(self, inputs: Any) -> Tensor:
+        """Run transformers' own forward pass up to the final norm `[B, N, d]`."""
+        return self.body(**inputs, use_cache=False).last_hidden_state
+
+    def example(self, batch: int) -> dict[str, Tensor]:
+        """Return random token ids `[batch, 16]`, all real."""
+        ids = torch.randint(self.module.config.get_text_config().vocab_size, (batch, EXAMPLE_TOKENS))
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def grid(self, inputs: Any) -> tuple[int, int]:
+        """Return one row of tokens."""
+        return 1, inputs["input_ids"].shape[1]
+
+    def output(self) -> nn.Module:
+        """Return the module from pooled features to the model's own logits."""
+        return LogitsHead(self.module)
+
+    def files(self) -> dict[str, str]:
+        """Return configuration, generation settings and tokenizer, if any, as transformers writes them."""
+        with TemporaryDirectory(prefix="toast-") as folder:
+            for part in (self.module.config, self.module.generation_config, self.tokenizer):
+                if part is not None:
+                    part.save_pretrained(folder)
+            return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+    def query_tokens(self) -> slice:
+        """Return the last token, which attends to all others."""
+        return slice(-1, None)
