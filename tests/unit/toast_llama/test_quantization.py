@@ -12,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import toast_cli
 from tests.language import instructions, make_model, make_tokenizer, write_json
@@ -44,7 +52,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-LINEAR_LAYERS = 14
+LINEAR_LAYERS = {"llama": 14, "qwen3": 14, "phi3": 8}
 
 
 def make_folder(folder: Path, model: nn.Module) -> Path:
@@ -64,6 +72,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "llama": make_folder(base / "llama", LlamaForCausalLM(LlamaConfig(**SIZES))),
         "qwen3": make_folder(base / "qwen3", Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8))),
+        "phi3": make_folder(base / "phi3", Phi3ForCausalLM(Phi3Config(**SIZES, pad_token_id=0))),
     }
 
 
@@ -98,13 +107,13 @@ def fill(model: Model) -> Model:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_layers_are_quantized_as_they_are_read(folders: dict[str, Path], family: str, kind: str) -> None:
     model = build_model(recipe_of(folders[family], kind), ())
     stock = AutoModelForCausalLM.from_pretrained(folders[family])
     parts = model.backbone.module.named_modules()
     quantized = {name: part for name, part in parts if isinstance(part, QuantizedLinear)}
-    assert len(quantized) == LINEAR_LAYERS and all(".layers." in name for name in quantized)
+    assert len(quantized) == LINEAR_LAYERS[family] and all(".layers." in name for name in quantized)
     for name, layer in quantized.items():
         expected = QuantizedLinear.from_linear(stock.get_submodule(name), layer.kind)
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(layer.buffers(), expected.buffers(), strict=True))
@@ -114,16 +123,17 @@ def test_layers_are_quantized_as_they_are_read(folders: dict[str, Path], family:
     config = json.loads(model.backbone.files()["config.json"])
     assert not [name for name in config if "quant" in name], "an export would describe other weights"
     (note,) = [note for note in model.backbone.notes if kind in note]
-    assert f"{LINEAR_LAYERS} linear layers" in note
+    assert f"{LINEAR_LAYERS[family]} linear layers" in note
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])  # the values of Phi-3 are rows of a fused layer
 @pytest.mark.parametrize("method", ["toast", "toast-lite", "lora"])
 def test_every_method_trains_two_steps_with_the_gradients_of_the_dequantized_weights(
     folders: dict[str, Path], family: str, kind: str, method: str
 ) -> None:
-    model = fill(build_model(recipe_of(folders[family], kind, method), ()))
+    chosen = {"name": "lora", "targets": ["qkv_proj"]} if (method, family) == ("lora", "phi3") else method
+    model = fill(build_model(recipe_of(folders[family], kind, chosen), ()))
     plain = deepcopy(model)
     dequantize_layers(plain.backbone.module)
     plain.double()
@@ -155,9 +165,12 @@ def test_the_loss_changes_by_less_than_the_stated_margin(folders: dict[str, Path
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_folding_and_composing_use_the_dequantized_values(folders: dict[str, Path], checkpointed: bool) -> None:
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_folding_and_composing_use_the_dequantized_values(
+    folders: dict[str, Path], family: str, checkpointed: bool
+) -> None:
     training = {"optimizer": "adamw", "lr": 0.01, "checkpoint_gradients": checkpointed}
-    model = fill(build_model(recipe_of(folders["llama"], "nf4", training=training), ()))
+    model = fill(build_model(recipe_of(folders[family], "nf4", training=training), ()))
     inputs = model.objective.inputs(make_batch(60))  # enough tokens for composing to be cheaper
     with torch.no_grad():
         passes = model.forward_passes(inputs)[0]
