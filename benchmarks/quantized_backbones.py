@@ -2,7 +2,7 @@
 
     python benchmarks/quantized_backbones.py --work DIR
 
-A LLaMA of 52 million parameters (105 MB in bfloat16) is written to DIR. Every process loads it, reports its weights and
+A LLaMA of 57 million parameters (113 MB in bfloat16) is written to DIR. Every process loads it, reports its weights and
 the peak of its resident memory, and trains TOAST for a few steps.
 """
 

@@ -72,7 +72,8 @@ class LlamaBackbone(LanguageModelBackbone):
         layers, first = self.decoder.layers, self._spans[0].start
         caches: TwoPassCache | None = inputs.get("caches")
         cache = None if caches is None else caches.first
-        recorders = [LayerInputRecorder(layer, returns_tuple=self.decoder.returns_tuple) for layer in layers[first:]]
+        form = {"returns_tuple": self.decoder.returns_tuple, "extra_outputs": self.decoder.extra_outputs}
+        recorders = [LayerInputRecorder(layer, **form) for layer in layers[first:]]
         self.decoder.layers = nn.ModuleList([*layers[:first], *recorders])
         try:
             arguments = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
@@ -118,7 +119,7 @@ class LlamaBackbone(LanguageModelBackbone):
                 if trace is not None and index in trace.attention_of and position == steered.index:
                     attached.enter_context(record_layer_attention(steered.attention, trace, index))
                 out = layer(hidden, *context.arguments[place], **context.keywords[place])
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = out if isinstance(out, Tensor) else out[0]
         return State(hidden, context)
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:

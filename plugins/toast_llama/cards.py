@@ -18,7 +18,13 @@ CAUSAL_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditional
 """Ends of the names of classes that write text. One with an encoder is refused when it is built."""
 
 
-def _build(source: str, architecture: Mapping[str, Any] | None, licence: str | None, options: LlamaOptions) -> Backbone:
+def _build(
+    source: str,
+    architecture: Mapping[str, Any] | None,
+    licence: str | None,
+    text_only: bool,
+    options: LlamaOptions,
+) -> Backbone:
     from huggingface_hub import try_to_load_from_cache
 
     from toast_cli.plugin import announce_licence
@@ -26,7 +32,7 @@ def _build(source: str, architecture: Mapping[str, Any] | None, licence: str | N
 
     if licence is not None and options.weights is None and try_to_load_from_cache(source, "config.json") is None:
         announce_licence(source, licence, f"https://huggingface.co/{source}")
-    return build_llama(source, architecture, options)
+    return build_llama(source, architecture, options, text_only=text_only)
 
 
 def _outline(
@@ -49,14 +55,19 @@ def build_language_card(
     parameters: int | None = None,
     architecture: Mapping[str, Any] | None = None,
     licence: str | None = None,
+    *,
+    text_only: bool = False,
 ) -> Card:
-    """Build the card of a model; `licence` is the one that the hub records for the weights."""
+    """Build the card of a model; `licence` is the one that the hub records for the weights.
+
+    With `text_only`, only the language model of a source that also takes images is loaded.
+    """
     return Card(
         name,
         "llama",
         parameters,
         f"transformers, {source}",
-        partial(_build, source, architecture, licence),
+        partial(_build, source, architecture, licence, text_only),
         LlamaOptions,
         rebuild=_rebuild,
         licence=licence,

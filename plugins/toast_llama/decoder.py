@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.plugin import ToastError
-from toast_llama.value_rows import find_value_layer
+from toast_llama.value_rows import find_reason, find_value_layer
 from toast_transformers.value_layers import ValueLayer
 
 LAYER_LISTS = ("layers", "h", "blocks", "layer")
@@ -28,10 +28,14 @@ FINAL_NORMS = (
     "layer_norm",
     "output_layernorm",
     "layernorm",
+    "LayerNorm",
+    "encoder.LayerNorm",
+    "encoder.ln",
+    "layernorm_embedding",
 )
 """Names that a norm after the last layer has. Whether it is one is tried out: layers may also end with their own."""
 
-OTHER_MIXERS = re.compile(r"Delta|Lightning|Mamba|ShortConv|Recurrent|Rwkv|LinearAttn|SSM")
+OTHER_MIXERS = re.compile(r"Delta|Lightning|Mamba|ShortConv|RecurrentBlock|Rglru|Rwkv|LinearAttn|SSM")
 """Classes that mix tokens in another way than with attention scores, and have no values in the sense of the paper."""
 
 PROBE_TOKENS = 4
@@ -60,10 +64,29 @@ def build_unsteerable_error(module: nn.Module, why: str) -> ToastError:
     )
 
 
+def find_body(module: Any) -> Any:
+    """Return the part of a causal language model before its output layer.
+
+    transformers' `get_decoder` takes an output layer for it if that is called `decoder`, and the whole model if its
+    parts are not called as usual.
+    """
+    for body in (module.get_decoder(), module.base_model, getattr(module, "model", None)):
+        if isinstance(body, nn.Module) and body is not module and hasattr(body, "forward") and list(body.children()):
+            return body
+    return module.get_decoder()
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same values; of tensors without data, whether they have the same shape."""
+    if one is other or one.is_meta:
+        return one.shape == other.shape
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 class Decoder:
     """The decoder of a causal language model: `body`, its `layers`, and its steered attentions.
 
-    `returns_tuple`: its layers return a tuple that begins with the hidden state.
+    `returns_tuple`: its layers return a tuple that begins with the hidden state, and has `extra_outputs` more.
 
     A layer without an attention that makes values of its own is not steered: one that mixes tokens in another way
     (Mamba, convolutions, linear attention), or one that uses the keys and values of an earlier layer.
@@ -74,7 +97,7 @@ class Decoder:
     """
 
     def __init__(self, module: Any) -> None:
-        self.body = module.get_decoder()
+        self.body = find_body(module)
         self.width = module.config.get_text_config().hidden_size
         if module.config.is_encoder_decoder:
             raise build_unsteerable_error(module, "It has an encoder, and TOAST only supports decoder-only models.")
@@ -87,7 +110,7 @@ class Decoder:
         if not found:
             raise build_unsteerable_error(module, "Its layers are not in one list, so they cannot be run one by one.")
         self._holder, self._name = found[0]
-        if self._holder is not self.body and not module.config.is_decoder:
+        if self._holder is not self.body and not getattr(module.config, "is_decoder", True):
             raise build_unsteerable_error(
                 module, "It attends to later tokens too: its configuration does not set is_decoder."
             )
@@ -107,7 +130,7 @@ class Decoder:
     def finish(self, hidden: Tensor) -> Tensor:
         """Return the features of the last layer's output `[B, N, d]`, as the decoder itself does."""
         for name in self._end:
-            hidden = getattr(self.body, name)(hidden)
+            hidden = self.body.get_submodule(name)(hidden)
         return hidden
 
     def _find_attentions(self, module: nn.Module) -> list[SteeredAttention]:
@@ -121,10 +144,13 @@ class Decoder:
                     module, f"A layer has {len(found)} attentions after each other, and a signal is for one."
                 )
             steered += [SteeredAttention(index, part, values) for part, values in found]
+            if reason := next((why for part in mixers if (why := find_reason(part))), None):
+                raise build_unsteerable_error(module, reason)
             unknown = [
                 part
                 for part in mixers
-                if re.search(r"Attention|MLA", type(part).__name__) and not getattr(part, "is_kv_shared_layer", False)
+                if re.search(r"(Attention|MLA)$", type(part).__name__)
+                and not getattr(part, "is_kv_shared_layer", False)
             ]
             if unknown and not found:
                 raise build_unsteerable_error(
@@ -145,15 +171,28 @@ class Decoder:
         Raises:
             ToastError: The decoder does more than to run its layers one after the other and these parts.
         """
-        passed, features = self._run_without_layers(returns_tuple=False)
-        self.returns_tuple = any(each.ndim < passed[0].ndim for each in (*passed, features))
-        if self.returns_tuple:
-            passed, features = self._run_without_layers(returns_tuple=True)
-        if len(passed) != len(self.layers) or any(each is not passed[0] for each in passed):
+        for self.returns_tuple, self.extra_outputs in ((False, 0), (True, 0), (True, 1)):
+            try:
+                passed, features = self._run_without_layers()
+            except (RuntimeError, ValueError, AttributeError, TypeError):  # the decoder expects another form
+                if self.extra_outputs:
+                    raise build_unsteerable_error(
+                        module, "Its layers hand on more than hidden states, so they cannot be run one by one."
+                    ) from None
+                continue
+            if self.returns_tuple or not (any(each.ndim < passed[0].ndim for each in passed) or features.ndim < 3):
+                break
+        if len(passed) != len(self.layers) or not all(_are_equal(each, passed[0]) for each in passed):
             raise build_unsteerable_error(
                 module, "It does more between its layers than to run one after the other, so they cannot be run alone."
             )
-        names = [(name,) for name in FINAL_NORMS if getattr(self.body, name, None) is not None]
+        if passed[0].ndim != 3:
+            raise build_unsteerable_error(
+                module,
+                "Its layers hand on several versions of every token, and TOAST feeds one back.",
+            )
+        parts = dict(self.body.named_modules())
+        names = [(name,) for name in FINAL_NORMS if name in parts]
         ends: list[tuple[str, ...]] = [*names, ()]
         if getattr(self.body, "project_out", None) is not None:  # OPT 350M
             ends = [(*end, "project_out") for end in ends]
@@ -163,17 +202,22 @@ class Decoder:
             self._end = end
             with torch.no_grad():
                 ours = self.finish(passed[0])
-            if ours.shape == features.shape and torch.allclose(ours, features, rtol=0, atol=0, equal_nan=True):
+            if _are_equal(ours, features):
                 return end
         raise build_unsteerable_error(
             module,
-            f"What follows its last layer is not a norm called {', '.join(FINAL_NORMS[:-1])} or {FINAL_NORMS[-1]}.",
+            "What follows its last layer is more than a norm.",
         )
 
     @torch.no_grad()
-    def _run_without_layers(self, *, returns_tuple: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the hidden state that each layer would receive if none changed it, and the decoder's output."""
-        layers, passed = self.layers, list[Tensor]()
+    def _run_without_layers(self) -> tuple[list[Tensor], Tensor]:
+        """Return the hidden state that each layer would receive if none changed it, and the decoder's output.
+
+        Raises:
+            ValueError: The decoder uses another output of a layer than the hidden state.
+        """
+        layers, passed, rest = self.layers, list[Tensor](), [object() for _ in range(self.extra_outputs)]
+        returns_tuple = self.returns_tuple
 
         class _Echo(nn.Module):
             def __init__(self, layer: nn.Module) -> None:
@@ -183,10 +227,12 @@ class Decoder:
             def __getattr__(self, name: str) -> Any:
                 return getattr(self.__dict__["_layer"], name)
 
-            def forward(self, hidden: Tensor, *_: Any, **__: Any) -> Any:
+            def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
+                if any(each is other for each in (*arguments, *keywords.values()) for other in rest):
+                    raise ValueError("A layer receives an output of the layer before.")
                 passed.append(hidden)
                 if returns_tuple:
-                    return (hidden,)
+                    return (hidden, *rest)
                 return hidden if hidden.ndim == passed[0].ndim else hidden.unsqueeze(0)
 
         device = next(self.body.parameters()).device

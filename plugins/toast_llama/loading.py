@@ -31,7 +31,9 @@ from toast_llama.tokenizer import load_tokenizer
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 
 
-def build_llama(source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions) -> LanguageModelBackbone:
+def build_llama(
+    source: str, architecture: Mapping[str, Any] | None, options: LlamaOptions, *, text_only: bool = False
+) -> LanguageModelBackbone:
     """Build the model of a Hugging Face id or a folder, with its tokenizer if there is one.
 
     Attention is fused if the model supports it.
@@ -40,6 +42,7 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
         source: Hugging Face id, or folder in the layout of transformers.
         architecture: LLaMA configuration for random weights; None uses the configuration of the source.
         options: Weights, data type and quantization.
+        text_only: Load only the language model of a source that also takes images.
 
     Raises:
         UsageError: The folder does not exist or holds no model, or it cannot be quantized.
@@ -66,12 +69,13 @@ def build_llama(source: str, architecture: Mapping[str, Any] | None, options: Ll
             raise build_missing_config_error(folder)
         place = str(folder)
     config = _load_config(place)
+    text = {"config": config.get_text_config()} if text_only else {}
     try:
         if options.quantize is not None:
             _require_unquantized(config, place, options.quantize)
-            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False)
+            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False, **text)
         else:
-            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **text)
     except ToastError:
         raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything

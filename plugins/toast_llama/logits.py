@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from toast_llama.decoder import find_body
+
 
 class _FixedDecoder(nn.Module):
     """A replacement of the decoder that returns given features."""
@@ -32,7 +34,7 @@ class LogitsHead(nn.Module):
 
     def __init__(self, module: PreTrainedModel) -> None:
         super().__init__()
-        decoder = module.get_decoder()
+        decoder = find_body(module)
         path = next(name for name, part in module.named_modules() if part is decoder)
         where, _, self._name = path.rpartition(".")
         self.__dict__["_model"] = module  # not registered as a submodule: the weights belong to the backbone

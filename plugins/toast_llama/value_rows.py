@@ -85,6 +85,21 @@ FUSED_ROWS: Mapping[str, Callable[[Any], FusedValueLayer]] = {
 """The rows of fused layers by the class of their attention."""
 
 
+UNSTEERABLE: Mapping[str, str] = {
+    "ZayaAttention": "Half of its values are made of the token before, so a signal for one token would steer two.",
+    "DeepseekV4Attention": "One projection is both key and value, so a signal at the values would change the keys.",
+    "ProphetNetNgramSelfAttention": "It predicts several tokens at once, each from values of its own.",
+    "Zamba2Attention": "Its attention projects every token together with its embedding, and z has no part for that.",
+    "ZambaAttention": "Its attention projects every token together with its embedding, and z has no part for that.",
+}
+"""Why attentions of a class cannot be steered."""
+
+
+def find_reason(attention: nn.Module) -> str | None:
+    """Return why the attention cannot be steered, if its class is known for it."""
+    return UNSTEERABLE.get(type(attention).__name__)
+
+
 def find_value_layer(attention: nn.Module, width: int) -> ValueLayer | None:
     """Return the layer that makes the values of an attention; None if this is no attention, or it is not known.
 
@@ -99,6 +114,9 @@ def find_value_layer(attention: nn.Module, width: int) -> ValueLayer | None:
     if getattr(attention, "use_alternative_attention", False) and getattr(attention, "k_proj", None) is not None:
         return KeyAsValueLayer(attention, "k_proj", "v_proj")
     for name in VALUE_NAMES:
-        if getattr(getattr(attention, name, None), "in_features", None) == width:
+        layer = getattr(attention, name, None)
+        if getattr(layer, "in_features", None) == width:
             return SeparateValueLayer(attention, name)
+        if getattr(getattr(layer, "linear", None), "in_features", None) == width:  # Moshi
+            return SeparateValueLayer(layer, "linear")
     return None

@@ -32,19 +32,21 @@ def steer_value_projection(v_proj: nn.Module, signal: Signal) -> Iterator[None]:
 class LayerInputRecorder(nn.Module):
     """A replacement of a layer that records its inputs while the model prepares them, and returns its hidden state.
 
-    With `returns_tuple`, the hidden state is returned as the only element of a tuple, as some layers do.
+    With `returns_tuple`, the hidden state is returned as the first element of a tuple, as some layers do, which has
+    `extra_outputs` more.
     """
 
-    def __init__(self, layer: nn.Module, *, returns_tuple: bool = False) -> None:
+    def __init__(self, layer: nn.Module, *, returns_tuple: bool = False, extra_outputs: int = 0) -> None:
         super().__init__()
         self.__dict__["_layer"] = layer  # not registered as a submodule
         self.__dict__["_returns_tuple"] = returns_tuple
+        self.__dict__["_extra_outputs"] = (None,) * extra_outputs
 
     def __getattr__(self, name: str) -> Any:
         # A few models read the kind of mask from their layers.
         return getattr(self.__dict__["_layer"], name)
 
-    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor]:
+    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor | tuple[Tensor | None, ...]:
         """Record the inputs, and return the hidden state."""
         self.__dict__.update(hidden=hidden, arguments=arguments, keywords=keywords)
-        return (hidden,) if self.__dict__["_returns_tuple"] else hidden
+        return (hidden, *self.__dict__["_extra_outputs"]) if self.__dict__["_returns_tuple"] else hidden

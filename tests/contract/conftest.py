@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import causal_models
 from tests.contract.tiny_models import list_tiny_models
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone
@@ -30,17 +31,25 @@ ANY_OF_A_FAMILY = [
     *("convnext:test_convnext", "convnext:test_convnext2", "convnext:test_convnext3", "convnext:convnext_atto_ols"),
     *(name for names in TINY_MODELS.values() for name in names),
     *(f"llama:{LANGUAGE_MODELS / kind}" for kind in sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())),
+    *(f"lm:{causal_models.get_model_folder(kind)}" for kind in (*causal_models.DAILY, *causal_models.NIGHTLY)),
 ]
 """Small models that differ where registered ones agree: class token, registers, pooling, norms, stems, heads, masks."""
+
+
+def get_id(name: str) -> str:
+    """Return the name of a test's parameter, which is the same in every process."""
+    return f"lm-{Path(name).name}" if name.startswith("lm:") else name.rpartition("/")[2]
 
 
 def registered() -> list[object]:
     names = registry.list_names(registry.BACKBONES)
     assert "vit_demo_3" in names and "vit_b16" in names
-    return [pytest.param(name, marks=marks(name), id=name.rpartition("/")[2]) for name in [*names, *ANY_OF_A_FAMILY]]
+    return [pytest.param(name, marks=marks(name), id=get_id(name)) for name in [*names, *ANY_OF_A_FAMILY]]
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
+    if name.startswith("lm:"):
+        return [pytest.mark.e2e if Path(name).name in causal_models.DAILY else pytest.mark.nightly]
     parameters = registry.load_backbone_card(name).parameters or 0
     if parameters > HUGE:
         too_large = "too large to build; small ones of its family stand for it"
@@ -48,6 +57,12 @@ def marks(name: str) -> list[pytest.MarkDecorator]:
     if parameters > LARGE:
         return [pytest.mark.slow]
     return [] if name in OF_EACH_FAMILY else [pytest.mark.e2e]
+
+
+def write_configuration(name: str) -> None:
+    """Write the configuration of a model from the table of causal models."""
+    if name.startswith("lm:"):
+        causal_models.write_model_folder(Path(name).name)
 
 
 @cache
@@ -65,6 +80,7 @@ def built(name: str) -> Backbone:
 
 @pytest.fixture(params=registered())
 def name(request: pytest.FixtureRequest) -> str:
+    write_configuration(str(request.param))
     return str(request.param)
 
 

@@ -6,15 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract.conftest import LANGUAGE_MODELS, built
+from tests import causal_models
+from tests.contract.conftest import LANGUAGE_MODELS, built, get_id, marks, write_configuration
 from toast_cli.backbones.base import Backbone
 
 KINDS = sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=[] if kind == "llama" else pytest.mark.e2e) for kind in KINDS])
+def list_models() -> list[object]:
+    names = [f"llama:{LANGUAGE_MODELS / kind}" for kind in KINDS]
+    names += [f"lm:{causal_models.get_model_folder(kind)}" for kind in (*causal_models.DAILY, *causal_models.NIGHTLY)]
+    return [pytest.param(name, marks=marks(name), id=get_id(name)) for name in names]
+
+
+@pytest.fixture(params=list_models())
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return built(f"llama:{LANGUAGE_MODELS / request.param}")
+    write_configuration(request.param)
+    return built(request.param)
 
 
 @torch.no_grad()
