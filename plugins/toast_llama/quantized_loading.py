@@ -16,6 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from toast_cli.plugin import WEIGHT_FORMATS, FormatName, QuantizedLinear, UsageError, replace_layers, require_format
+from toast_llama.decoder import find_body
 
 QUANTIZER = "toast-layers"
 """Name of the quantizer in transformers."""
@@ -31,7 +32,7 @@ def list_quantizable_layers(module: PreTrainedModel, kind: FormatName) -> dict[s
         UsageError: There are none.
     """
     supports = WEIGHT_FORMATS[kind].supports
-    decoder = {id(part) for part in module.get_decoder().modules()} - {id(module.get_output_embeddings())}
+    decoder = {id(part) for part in find_body(module).modules()} - {id(module.get_output_embeddings())}
     found = {
         name: part
         for name, part in module.named_modules()

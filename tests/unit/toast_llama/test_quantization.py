@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from toast_cli.backbones.quantized_linear import (
     dequantize_layers,
     get_quantization,
 )
-from toast_cli.model.model import Model, build_model, fold_model
+from toast_cli.model.model import Model, build_model, fold_model, get_merged_state_dict
 from toast_cli.recipe.parse import build_recipe, load_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.continuation.start import initialize_model
+from toast_cli.training.distributed.fsdp import check_shardable
 from toast_cli.training.plan.outline import build_outline, outline_model
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.tune import tune_model
@@ -195,11 +197,34 @@ def test_what_cannot_be_quantized_is_refused(folders: dict[str, Path], tmp_path:
     with pytest.raises(UsageError) as refused:
         build_model(recipe_of(stored, "int8"), ())
     assert refused.value.code == "backbone.cannot-quantize" and "gptq" in refused.value.what
+    with pytest.raises(UsageError) as refused:
+        check_shardable(build_model(recipe_of(folders["llama"], "int8"), ()))
+    assert refused.value.code == "training.conflicting-options"
     options = {"init_lora_weights": "pissa"}
     method = {"name": "peft", "kind": "lora", "options": options}
     with pytest.raises(UsageError) as refused:
         build_model(recipe_of(folders["llama"], "int8", method=method), ())
     assert refused.value.code == "method.quantized-backbone"
+
+
+def test_a_missing_library_is_named_before_weights_are_read(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    with pytest.raises(UsageError) as refused:
+        build_model(recipe_of(folders["llama"], "nf4"), ())
+    assert refused.value.code == "cli.missing-package"
+
+
+def test_merged_weights_are_those_of_the_adapted_model(folders: dict[str, Path]) -> None:
+    method = {"name": "peft", "kind": "dora", "options": {"r": 2, "target_modules": ["q_proj", "down_proj"]}}
+    model = fill(build_model(recipe_of(folders["llama"], "nf4", method), ()))
+    merged = build_model(recipe_of(folders["llama"], None), ()).backbone.module.double()
+    merged.load_state_dict(get_merged_state_dict(model), strict=False)
+    inputs = model.objective.inputs(make_batch())
+    with torch.no_grad():
+        assert (merged(**inputs, use_cache=False).logits - model(inputs)).abs().max() < 1e-9
+    assert get_quantization(model.backbone.module) == "nf4"
 
 
 @pytest.mark.parametrize("kind", KINDS)
