@@ -16,7 +16,7 @@ from toast_llama.decoder import Decoder
 from toast_llama.generation import TwoPassLanguageModel
 from toast_llama.kv_cache import CACHE_ARGUMENT, TwoPassCache
 from toast_llama.language_model import LanguageModelBackbone
-from toast_transformers.attention_maps import record_layer_attention
+from toast_transformers.attention_maps import has_attention_map, record_layer_attention
 from toast_transformers.layers import LayerInputRecorder
 
 AT_THE_LATENT = "the tokens of which the values of every level are made; queries and keys do not change"
@@ -52,9 +52,6 @@ class LlamaBackbone(LanguageModelBackbone):
         ToastError: The model cannot be steered, see `Decoder`.
     """
 
-    has_attention = True
-    adapter_targets = ("q_proj", "v_proj")
-
     def __init__(
         self, module: PreTrainedModel, tokenizer: Any = None, tokenizer_error: ToastError | None = None
     ) -> None:
@@ -64,8 +61,13 @@ class LlamaBackbone(LanguageModelBackbone):
         self._spans = [range(*pair) for pair in zip(begins, [*begins[1:], len(layers)], strict=True)]
         self.levels = [Level(self.width, self.width)] * len(begins)
         self.level_modules = list(layers)[begins[0] :]
+        self.has_attention = all(has_attention_map(steered.attention) for steered in self.decoder.steered)
         if any(steered.values.weight is None for steered in self.decoder.steered):
             self.signal_entry = AT_THE_LATENT
+
+    def count_layers(self, levels: int) -> int:
+        """Return the number of decoder layers up to the end of the first levels."""
+        return self._spans[levels - 1].stop
 
     def enter(self, inputs: Any) -> State:
         """Return the input of the first steered layer `[B, N, d]`: the embeddings, if that is the first layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +16,9 @@ from toast_llama.decoder import find_body
 from toast_llama.logits import LogitsHead
 
 EXAMPLE_TOKENS = 16
+
+QUERY_AND_VALUE = ("q_proj", "v_proj")
+"""The layers that PEFT adapts in most language models unless it is told otherwise."""
 
 
 def get_window(config: Any) -> int | None:
@@ -52,6 +55,7 @@ class LanguageModelBackbone(Backbone):
 
     preprocessing = None
     module: PreTrainedModel
+    adapter_targets: Sequence[str] | str = "all-linear"
 
     def __init__(
         self, module: PreTrainedModel, tokenizer: Any = None, tokenizer_error: ToastError | None = None
@@ -63,6 +67,11 @@ class LanguageModelBackbone(Backbone):
         heads: tuple[Any, ...] = (module.get_input_embeddings(), module.get_output_embeddings())
         vocabulary = min(len(part.weight) for part in heads if part is not None)
         self.text_limits = TextLimits(get_window(module.config.get_text_config()), vocabulary)
+        names = {name.rpartition(".")[2] for name, _ in self.body.named_modules()}
+        if names.issuperset(QUERY_AND_VALUE):
+            self.adapter_targets = QUERY_AND_VALUE
+        path = next(name for name, part in module.named_modules() if part is self.body)
+        self.adapter_scope = path if "." in path else ""  # beside a tower of images
         self.notes = tuple(_list_notes(module, tokenizer, vocabulary))
 
     def stock(self, inputs: Any) -> Tensor:

@@ -138,14 +138,21 @@ def outline_llama(
     dtype = torch.float32 if weights == "none" else _find_stored_dtype(config, Path(place))
     if options.dtype != "auto":
         dtype = getattr(torch, options.dtype)
-    if levels is not None:
-        config = _keep_first_layers(config, levels)
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    _quantize(module, options)
-    return build_language_backbone(
-        module, *((None, None) if levels is not None else load_tokenizer(place, download=False))
-    )
+
+    def outline(config: Any, *tokenizer: Any) -> LanguageModelBackbone:
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        _quantize(module, options)
+        return build_language_backbone(module, *tokenizer)
+
+    if levels is None:
+        return outline(config, *load_tokenizer(place, download=False))
+    part = outline(_keep_first_layers(config, levels))
+    if len(part.levels) == levels:
+        return part
+    whole = outline(config)  # some layers are no level of their own
+    layers = whole.count_layers(levels) if isinstance(whole, LlamaBackbone) else levels
+    return outline(_keep_first_layers(config, layers))
 
 
 def _build_named_config(architecture: Mapping[str, Any]) -> Any:
@@ -177,6 +184,8 @@ def _keep_first_layers(config: Any, levels: int) -> Any:
         if len(value) == text.num_hidden_layers:
             setattr(text, name, value[:levels])
     text.num_hidden_layers = levels
+    if getattr(text, "num_kv_shared_layers", 0):
+        text.num_kv_shared_layers = 0  # the last layers, which are cut
     return config
 
 

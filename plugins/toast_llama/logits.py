@@ -11,6 +11,14 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from toast_llama.decoder import find_body
 
 
+class _FixedOutput(MoeModelOutputWithPast):
+    """The output of a decoder that only has features: whatever else a model asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _FixedDecoder(nn.Module):
     """A replacement of the decoder that returns given features."""
 
@@ -18,8 +26,8 @@ class _FixedDecoder(nn.Module):
         super().__init__()
         self.features = features
 
-    def forward(self, *_: Any, **__: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=self.features)
+    def forward(self, *_: Any, **__: Any) -> _FixedOutput:
+        return _FixedOutput(last_hidden_state=self.features)
 
 
 class LogitsHead(nn.Module):

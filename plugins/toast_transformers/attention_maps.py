@@ -15,6 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from toast_cli.plugin import Trace, upcast_attention_inputs
 
 _ATTENTION_NAME = "toast_recording"
+LAYERS_WITHOUT_INTERFACE: frozenset[str] = frozenset()
+"""Classes of attention that compute scores on their own and return no map."""
+
 _recorded_map: ContextVar[list[Tensor]] = ContextVar("map")
 """The attention map of the layer and its mismatch with fused attention."""
 
@@ -57,6 +60,17 @@ def _record_attention(
 
 
 AttentionInterface.register(_ATTENTION_NAME, _record_attention)
+
+
+def has_attention_map(attention_layer: nn.Module) -> bool:
+    """Return whether a layer has one map whose rows are weights of tokens, and hands it out.
+
+    Not so if some of the weight goes to no token (sinks), if it is the difference of two maps, or if the layer does not
+    call one of transformers' attention functions.
+    """
+    name = type(attention_layer).__name__
+    has_interface = hasattr(attention_layer, "config") and name not in LAYERS_WITHOUT_INTERFACE
+    return has_interface and not hasattr(attention_layer, "sinks") and "Diff" not in name
 
 
 @contextmanager

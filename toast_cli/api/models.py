@@ -106,6 +106,7 @@ def steer(model: Any, classes: int | Sequence[str] | None = None, method: str = 
         options = {"start": "random", **options}
     try:
         settings = chosen.options(**{"name": method, **options})
+        settings = chosen.complete(settings, "language" if text else "classification")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -222,11 +222,12 @@ class Backbone(ABC):
     not take images, `tokenizer` for those that do not take text or if it cannot be loaded for the reason in
     `tokenizer_error`. `text_limits` are the limits of texts. With `checkpointing`, levels keep only their input for
     the backward pass and are recomputed. `adapter_targets` are name suffixes of the layers that receive low-rank
-    factors by default. With `takes_prompts`, tokens may be appended; with `any_image_size`, images may have any size.
+    factors by default, or "all-linear"; `adapter_scope` is the part of `module` that has them, if others are not run.
+    With `takes_prompts`, tokens may be appended; with `any_image_size`, images may have any size.
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
-    `steering_error` is why the network cannot be steered; it then has no levels, and only methods with one pass take it.
+    `steering_error` is why the network cannot be steered; it then has no levels, and takes methods with one pass.
     `signal_entry` says in a few words where a signal enters; None: at the values for levels with a `value_weight`, at
     the input of the level for others. `normalization_note` is a sentence for weights from a file: where the mean and
     std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
@@ -248,7 +249,8 @@ class Backbone(ABC):
     prefix_tokens: int = 0
     has_attention: bool = False
     checkpointing: bool = False
-    adapter_targets: Sequence[str] = ()
+    adapter_targets: Sequence[str] | str = ()
+    adapter_scope: str = ""
     takes_prompts: bool = False
     classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
     level_modules: Sequence[nn.Module] = ()

@@ -27,6 +27,8 @@ class AdaptedModel(nn.Module):
 
     Trained parameters are kept in float32 whatever the data type of the backbone: in half precision most steps are
     smaller than the spacing of numbers, and AdamW's second moment underflows. Frozen parameters keep their data type.
+
+    `notes` are sentences for the user on what the method chose.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class AdaptedModel(nn.Module):
         self.backbone = backbone
         self.network = backbone.module
         self.steering = steering
+        self.notes: tuple[str, ...] = ()
         self._active = tuple(active)
         self.requires_grad_(False)
         for parameter in trained:

@@ -21,7 +21,8 @@ class Method:
     `start(options, adapted, batches)`, if any, initializes the weights from `start_images(options)` training images. It
     is not called when an adapter is loaded. `check(options, pretuned)` raises a UsageError for options without a usable
     start, given whether there is a pre-tuned artifact. A method with `alters` adds layers to the network or trains its
-    weights, so that a plain call of the network no longer gives its original output.
+    weights, so that a plain call of the network no longer gives its original output. `complete(options, task)` returns
+    the options of a new run of this task: what its recipe leaves out may depend on the task, and what it sets stays.
     """
 
     options: type[NamedOptions]
@@ -30,3 +31,4 @@ class Method:
     start_images: Callable[[Any], int] = lambda options: 0
     alters: bool = False
     check: Callable[[Any, bool], None] = lambda options, pretuned: None
+    complete: Callable[[Any, str], Any] = lambda options, task: options

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from toast_cli.methods.adapted_model import AdaptedModel
 
 
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
+"""PEFT's name of all linear layers except the output layer."""
+
+
 class LoraOptions(NamedOptions):
     """Options of LoRA."""
 
@@ -21,10 +25,12 @@ class LoraOptions(NamedOptions):
     rank: int = Field(4, ge=1, description="rank of the factors")
     alpha: float = Field(4.0, gt=0, description="the factors are scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, examples=[0.1], description="dropout before the factors")
-    targets: tuple[str, ...] | None = Field(
+    targets: Literal["all-linear"] | tuple[str, ...] | None = Field(
         None,
         examples=[["qkv", "proj"]],
-        description="suffixes of layer names; default: qkv (ViT), q_proj and v_proj (LLaMA), the MLPs (ConvNeXt)",
+        description="suffixes of layer names, or all-linear; default: qkv (ViT), the MLPs (ConvNeXt), all linear "
+        "layers except the output layer (language models); null for a language model: q_proj and v_proj, as in "
+        "earlier versions",
     )
 
 
@@ -38,11 +44,18 @@ def build_lora(options: LoraOptions, backbone: Backbone) -> AdaptedModel:
 
     from toast_cli.methods.peft_injection import inject_peft_layers
 
-    targets = None if options.targets is None else list(options.targets)
+    targets = list(options.targets) if isinstance(options.targets, tuple) else options.targets
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets, bias="none"
     )
     return inject_peft_layers(backbone, config)
 
 
-METHOD = Method(LoraOptions, build_lora, alters=True)
+def complete_lora(options: LoraOptions, task: str) -> LoraOptions:
+    """Return the options of a new run: with language modelling, factors go to all linear layers by default."""
+    if task != "language" or "targets" in options.model_fields_set:
+        return options
+    return options.model_copy(update={"targets": ALL_LINEAR})
+
+
+METHOD = Method(LoraOptions, build_lora, alters=True, complete=complete_lora)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,10 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
                 "Choose one of toast, toast-lite and full, or name the layers.",
                 code="method.peft-not-injected",
             )
-        config.target_modules = list(backbone.adapter_targets)
+        default = backbone.adapter_targets
+        config.target_modules = default if isinstance(default, str) else list(default)
+    if config.target_modules == "all-linear" and backbone.adapter_scope:
+        config.exclude_modules = rf"(?!{re.escape(backbone.adapter_scope)}\.).*"
     if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 needs to know which targets belong to an MLP
         config.feedforward_modules = []
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
@@ -76,7 +80,15 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
         for part in parts:
             part.register_forward_pre_hook(_cast_inputs_to_float32)
             part.register_forward_hook(_cast_output_to_base_dtype)
-    return AdaptedModel(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+    adapted = AdaptedModel(backbone, [weight for weight in network.parameters() if weight.requires_grad], active=parts)
+    adapted.notes = (_describe_targets(kind, network),)
+    return adapted
+
+
+def _describe_targets(kind: str, network: nn.Module) -> str:
+    """Return a sentence on the layers that receive PEFT's layers."""
+    names = [name.rpartition(".")[2] for name, _ in _find_peft_layers(network)]
+    return f"{kind} adapts {len(names)} layers: {', '.join(dict.fromkeys(names))}."
 
 
 def _check_start_on_quantized(network: nn.Module, config: PeftConfig) -> None:

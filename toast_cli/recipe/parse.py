@@ -108,6 +108,7 @@ def validate_partial_recipe(draft: PartialRecipe) -> Recipe:
         problems += _find_unknown_metric(plugins["task"], sections["task"], metrics)
     if problems:
         raise make_recipe_error(problems, draft)
+    sections["method"] = plugins["method"].complete(sections["method"], sections["task"].name)
     recipe = recipe.model_copy(update=sections)
     packages = {section: _find_package(section, sections[section].name) for section in plugins}
     recipe._plugins = RecipePlugins(**plugins, metrics=metrics, packages=packages, default_task=default_task)
