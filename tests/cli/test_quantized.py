@@ -41,6 +41,8 @@ def test_a_model_in_4_bits_is_planned_tuned_exported_and_continued(here: Path) -
     with safe_open(here / "merged.safetensors", "pt") as merged:
         assert merged.get_slice("model.layers.0.mlp.up_proj.weight").get_shape() == [48, 32]
         assert not [name for name in merged.keys() if "packed" in name]  # noqa: SIM118
+    said = toast("export", "--run", run, "--format", "torch-export", "--out", here / "model.pt2")
+    assert said.code == 0, said.err
     said = toast("tune", "--init-from", run, "--output-dir", here / "next", *short, "backbone.quantize=int8")
     assert said.code == 2 and "backbone in nf4, and this one is in int8" in said.err
     images = ["--backbone", "vit_demo", "--dataset", "demo", "--output-dir", here / "v"]

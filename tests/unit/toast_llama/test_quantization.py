@@ -134,8 +134,7 @@ def test_layers_are_quantized_as_they_are_read(folders: dict[str, Path], family:
 def test_every_method_trains_two_steps_with_the_gradients_of_the_dequantized_weights(
     folders: dict[str, Path], family: str, kind: str, method: str
 ) -> None:
-    chosen = {"name": "lora", "targets": ["qkv_proj"]} if (method, family) == ("lora", "phi3") else method
-    model = fill(build_model(recipe_of(folders[family], kind, chosen), ()))
+    model = fill(build_model(recipe_of(folders[family], kind, method), ()))
     plain = deepcopy(model)
     dequantize_layers(plain.backbone.module)
     plain.double()
