@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,30 @@ KINDS = ("none", "int8", "int4", "nf4")
 TOKENS, STEPS = 128, 4
 
 
-def read_peak() -> int:
-    """Return the largest resident memory of this process so far, in bytes (Linux)."""
+def read_status(field: str) -> int:
+    """Return a size in the status of this process, in bytes (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+class PeakSampler(threading.Thread):
+    """Samples the memory that only this process holds: the pages of a file that is read are left out."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.peak = read_status("RssAnon")
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Sample until the end."""
+        while not self.ended.wait(0.001):
+            self.peak = max(self.peak, read_status("RssAnon"))
+
+    def stop(self) -> int:
+        """Return what the peak was above the memory at the start, in bytes."""
+        self.ended.set()
+        self.join()
+        return self.peak - self.before
 
 
 def write_model(folder: Path) -> None:
@@ -64,11 +85,12 @@ def measure(folder: Path, kind: str, method: str) -> dict[str, Any]:
         require_format(kind)  # type: ignore[arg-type]
     card = recipe.plugins.backbone
     Path("/proc/self/clear_refs").write_text("5")
-    before = read_peak()
+    before, sampler = read_status("VmRSS"), PeakSampler()
+    sampler.start()
     started = time.perf_counter()
     backbone = card.build(recipe.backbone)
     seconds = time.perf_counter() - started
-    loading = read_peak() - before
+    own, loading = sampler.stop(), read_status("VmHWM") - before
     module = backbone.module
     weights = sum({id(tensor): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}.values())
     del backbone, module
@@ -80,6 +102,8 @@ def measure(folder: Path, kind: str, method: str) -> dict[str, Any]:
         loss = float(model.objective.loss(model(inputs), batch)) / (4 * (TOKENS - 1))
     optimizer = torch.optim.AdamW(list(model.get_trained_parameters().values()), lr=1e-5)
     Path("/proc/self/clear_refs").write_text("5")
+    sampler = PeakSampler()
+    sampler.start()
     times = []
     for _ in range(STEPS):
         started = time.perf_counter()
@@ -87,13 +111,16 @@ def measure(folder: Path, kind: str, method: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - started)
+    step = sampler.stop()
     return {
         "kind": kind,
         "method": method,
         "weights_mb": weights / 1e6,
         "loading_peak_mb": loading / 1e6,
+        "loading_peak_without_file_mb": own / 1e6,
         "loading_seconds": seconds,
-        "training_peak_mb": read_peak() / 1e6,
+        "training_peak_mb": read_status("VmHWM") / 1e6,
+        "step_peak_mb": step / 1e6,
         "step_seconds": min(times),
         "loss": loss,
     }
