@@ -118,7 +118,12 @@ class LlamaBackbone(LanguageModelBackbone):
             with ExitStack() as attached:
                 if signal is not None and position == steered.index:
                     attached.enter_context(steered.values.steer(signal, context.cache))
-                if trace is not None and index in trace.attention_of and position == steered.index:
+                if (
+                    trace is not None
+                    and self.has_attention
+                    and index in trace.attention_of
+                    and position == steered.index
+                ):
                     attached.enter_context(record_layer_attention(steered.attention, trace, index))
                 out = layer(hidden, *context.arguments[place], **context.keywords[place])
             hidden = out if isinstance(out, Tensor) else out[0]

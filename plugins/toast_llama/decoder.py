@@ -144,7 +144,7 @@ class Decoder:
                     module, f"A layer has {len(found)} attentions after each other, and a signal is for one."
                 )
             steered += [SteeredAttention(index, part, values) for part, values in found]
-            if reason := next((why for part in mixers if (why := find_reason(part))), None):
+            if reason := next((why for part in parts if (why := find_reason(part))), None):
                 raise build_unsteerable_error(module, reason)
             unknown = [
                 part

@@ -67,7 +67,8 @@ class LanguageModelBackbone(Backbone):
         heads: tuple[Any, ...] = (module.get_input_embeddings(), module.get_output_embeddings())
         vocabulary = min(len(part.weight) for part in heads if part is not None)
         self.text_limits = TextLimits(get_window(module.config.get_text_config()), vocabulary)
-        names = {name.rpartition(".")[2] for name, _ in self.body.named_modules()}
+        linear = ((name, part) for name, part in self.body.named_modules() if hasattr(part, "in_features"))
+        names = {name.rpartition(".")[2] for name, _ in linear}
         if names.issuperset(QUERY_AND_VALUE):
             self.adapter_targets = QUERY_AND_VALUE
         path = next(name for name, part in module.named_modules() if part is self.body)

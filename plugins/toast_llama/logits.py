@@ -20,11 +20,15 @@ class _FixedOutput(MoeModelOutputWithPast):
 
 
 class _FixedDecoder(nn.Module):
-    """A replacement of the decoder that returns given features."""
+    """A replacement of the decoder that returns given features. Other attributes are those of the decoder."""
 
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, decoder: nn.Module, features: Tensor) -> None:
         super().__init__()
+        self.__dict__["_decoder"] = decoder  # not registered as a submodule
         self.features = features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_decoder"], name)
 
     def forward(self, *_: Any, **__: Any) -> _FixedOutput:
         return _FixedOutput(last_hidden_state=self.features)
@@ -51,7 +55,7 @@ class LogitsHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return the model's logits for these outputs of its decoder."""
         decoder = getattr(self._holder, self._name)
-        setattr(self._holder, self._name, _FixedDecoder(features))
+        setattr(self._holder, self._name, _FixedDecoder(decoder, features))
         try:
             return self._model(input_ids=None, inputs_embeds=features, use_cache=False).logits
         finally:

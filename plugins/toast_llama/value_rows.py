@@ -86,10 +86,13 @@ FUSED_ROWS: Mapping[str, Callable[[Any], FusedValueLayer]] = {
 
 
 UNSTEERABLE: Mapping[str, str] = {
+    "DogeAttention": "It makes its mask of the values, so a signal at the values would also change where it attends.",
+    "MiniMaxLightningAttention": "Its linear attention needs a cache of its own kind, which holds one pass.",
     "ZayaAttention": "Half of its values are made of the token before, so a signal for one token would steer two.",
     "DeepseekV4Attention": "One projection is both key and value, so a signal at the values would change the keys.",
     "ProphetNetNgramSelfAttention": "It predicts several tokens at once, each from values of its own.",
     "Zamba2Attention": "Its attention projects every token together with its embedding, and z has no part for that.",
+    "RecurrentGemmaRecurrentBlock": "Its recurrent layers keep their state in the model, where two passes overwrite it.",
     "ZambaAttention": "Its attention projects every token together with its embedding, and z has no part for that.",
 }
 """Why attentions of a class cannot be steered."""

@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from toast_cli.plugin import Trace, upcast_attention_inputs
 
 _ATTENTION_NAME = "toast_recording"
-LAYERS_WITHOUT_INTERFACE: frozenset[str] = frozenset()
-"""Classes of attention that compute scores on their own and return no map."""
+LAYERS_WITHOUT_MAPS = frozenset({"FalconAttention", "FalconFlashAttention2", "InklingAttention"})
+"""Classes of attention that compute scores on their own, or add a bias to them that only their own function takes."""
 
 _recorded_map: ContextVar[list[Tensor]] = ContextVar("map")
 """The attention map of the layer and its mismatch with fused attention."""
@@ -69,7 +69,7 @@ def has_attention_map(attention_layer: nn.Module) -> bool:
     call one of transformers' attention functions.
     """
     name = type(attention_layer).__name__
-    has_interface = hasattr(attention_layer, "config") and name not in LAYERS_WITHOUT_INTERFACE
+    has_interface = hasattr(attention_layer, "config") and name not in LAYERS_WITHOUT_MAPS
     return has_interface and not hasattr(attention_layer, "sinks") and "Diff" not in name
 
 
