@@ -58,6 +58,10 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+class NoConfigurationError(Exception):
+    """Raised if transformers cannot build a model of its own from its default configuration."""
+
+
 def build_model(kind: str) -> tuple[Any, bool]:
     """Return a model of a type, and whether it is tiny and has data; other models are on the meta device."""
     import torch
@@ -70,9 +74,11 @@ def build_model(kind: str) -> tuple[Any, bool]:
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config)
     except Exception:  # the fields of the table do not fit this type
-        config = CONFIG_MAPPING[kind]()
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config), False
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind]()), False
+        except Exception as error:
+            raise NoConfigurationError(" ".join(str(error).split())[:100]) from error
     if sum(weight.numel() for weight in outline.parameters()) > LARGEST_RUN:
         return outline, False
     torch.manual_seed(0)
@@ -114,6 +120,10 @@ def count_model_type(kind: str) -> ModelTypeOutcome:
         else:
             assert backbone.steering_error is not None
             outcome = ModelTypeOutcome(kind, "refused", network, reason=backbone.steering_error.why, is_tiny=is_tiny)
+    except NoConfigurationError as error:
+        return ModelTypeOutcome(
+            kind, "refused", reason=f"transformers cannot build it with its default configuration: {error}"
+        )
     except Exception as error:  # every failure is counted, whatever it is
         return ModelTypeOutcome(kind, "failed", reason=describe_error(error))
     for method in ONE_PASS_METHODS if is_tiny else ():

@@ -76,6 +76,12 @@ def find_body(module: Any) -> Any:
     return module.get_decoder()
 
 
+def find_width(module: Any) -> int:
+    """Return the number of channels of a token between layers, as in the configuration or else in the embedding."""
+    width = getattr(module.config.get_text_config(), "hidden_size", None)
+    return int(width or module.get_input_embeddings().weight.shape[-1])
+
+
 def _are_equal(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors hold the same values; of tensors without data, whether they have the same shape."""
     if one is other or one.is_meta:
@@ -98,7 +104,7 @@ class Decoder:
 
     def __init__(self, module: Any) -> None:
         self.body = find_body(module)
-        self.width = module.config.get_text_config().hidden_size
+        self.width = find_width(module)
         if module.config.is_encoder_decoder:
             raise build_unsteerable_error(module, "It has an encoder, and TOAST only supports decoder-only models.")
         found = [

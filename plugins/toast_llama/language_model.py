@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from toast_cli.plugin import Backbone, TextLimits, ToastError, describe_quantization
-from toast_llama.decoder import find_body
+from toast_llama.decoder import find_body, find_width
 from toast_llama.logits import LogitsHead
 
 EXAMPLE_TOKENS = 16
@@ -63,7 +63,7 @@ class LanguageModelBackbone(Backbone):
         self.module = module
         self.tokenizer, self.tokenizer_error = tokenizer, tokenizer_error
         self.body = find_body(module)
-        self.width = self.head_width = module.config.get_text_config().hidden_size
+        self.width = self.head_width = find_width(module)
         heads: tuple[Any, ...] = (module.get_input_embeddings(), module.get_output_embeddings())
         vocabulary = min(len(part.weight) for part in heads if part is not None)
         self.text_limits = TextLimits(get_window(module.config.get_text_config()), vocabulary)

@@ -92,7 +92,7 @@ UNSTEERABLE: Mapping[str, str] = {
     "DeepseekV4Attention": "One projection is both key and value, so a signal at the values would change the keys.",
     "ProphetNetNgramSelfAttention": "It predicts several tokens at once, each from values of its own.",
     "Zamba2Attention": "Its attention projects every token together with its embedding, and z has no part for that.",
-    "RecurrentGemmaRecurrentBlock": "Its recurrent layers keep their state in the model, where two passes overwrite it.",
+    "RecurrentGemmaRecurrentBlock": "Its recurrent layers keep their state in the model, and two passes need two.",
     "ZambaAttention": "Its attention projects every token together with its embedding, and z has no part for that.",
 }
 """Why attentions of a class cannot be steered."""

@@ -151,8 +151,8 @@ def list_idle_parts(name: str) -> set[str]:
     head(plain(backbone, inputs_of(backbone)).pooled).exp().sum().backward()
     weights = dict(backbone.module.named_parameters())
     idle = {key for key, weight in weights.items() if weight.grad is None}
-    used = {key.rpartition(".")[0] for key in weights.keys() - idle}
-    return idle | {key.rpartition(".")[0] for key in idle} - used
+    parents = {key.rpartition(".")[0] for key in idle}
+    return idle | {each for each in parents if not any(key.startswith(f"{each}.") for key in weights.keys() - idle)}
 
 
 @pytest.mark.parametrize("method", registry.list_names(registry.METHODS))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests import causal_models
 from tests.contract.conftest import LANGUAGE_MODELS, built, get_id, marks, write_configuration
 from toast_cli.backbones.base import Backbone
+from toast_cli.backbones.lazy_signal import ValueSignal
 
 KINDS = sorted(folder.name for folder in LANGUAGE_MODELS.iterdir())
 
@@ -51,3 +56,30 @@ def test_an_unsteered_writer_writes_what_the_model_writes(backbone: Backbone) ->
         for weight, before in zip(backbone.module.parameters(), weights, strict=True):
             weight.copy_(before)
     assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_signal_changes_values_and_neither_queries_nor_keys(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[tuple[Tensor, ...]] = []
+
+    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any) -> Any:
+        recorded.append((query, key, value))
+        return sdpa_attention_forward(module, query, key, value, *rest, **settings)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", record)
+    state = backbone.enter(backbone.example(2))
+    signal = torch.randn_like(state.hidden)
+    backbone.level(0, state)
+    plain, recorded[:] = list(recorded), []
+    backbone.level(0, state, signal)
+    if not recorded:
+        pytest.skip("its attention is not one of transformers' functions")
+    (q, k, v), (steered_q, steered_k, steered_v) = plain[0], recorded[0]
+    assert torch.equal(q, steered_q) and torch.equal(k, steered_k)
+    assert not torch.isclose(v, steered_v, rtol=1e-5).any()
+    if (weight := backbone.value_weight(0)) is not None:
+        recorded.clear()
+        backbone.level(0, state, ValueSignal(signal @ weight.T))
+        assert torch.allclose(recorded[0][2], steered_v, atol=1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from tests import causal_models
 from toast_cli import registry
 from toast_cli.steering.steering import Steering, run_two_passes
 from toast_llama.generation import TwoPassLanguageModel
@@ -23,6 +24,9 @@ MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 def writer_of(kind: str, levels: range | None = None) -> TwoPassLanguageModel:
     torch.manual_seed(0)
     name = f"llama:{MODELS / kind}"
+    if not (MODELS / kind).is_dir():
+        causal_models.write_model_folder(kind)
+        name = f"lm:{causal_models.get_model_folder(kind)}"
     card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
     for parameter in backbone.module.parameters():
@@ -58,6 +62,21 @@ def test_two_caches_write_what_recomputing_from_scratch_writes(
 ) -> None:
     kept, recomputed = write(writer, **settings), write(writer, use_cache=False, **settings)
     assert torch.equal(kept, recomputed)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bloom", "deepseek_v3", "gemma4_text", "gpt2", "jamba", "kimi_linear", "lfm2", "phi3", "qwen3_next"]
+)
+def test_steered_latents_and_shared_keys_and_hybrids_are_cached_as_they_are_computed(kind: str) -> None:
+    writer = writer_of(kind)
+    kept, recomputed = write(writer, do_sample=False), write(writer, use_cache=False, do_sample=False)
+    assert torch.equal(kept, recomputed)
+    assert not torch.equal(kept, write_plain(writer)), "the signals change the text"
+
+
+def write_plain(writer: TwoPassLanguageModel) -> Tensor:
+    common: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    return writer.stock.generate(PROMPTS, attention_mask=MASK, **common)
 
 
 @pytest.mark.parametrize("levels", [range(1), range(1, 2)], ids=["early", "late"])

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    AutoModelForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -16,10 +15,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.causal_models import build_tiny_config
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone
+from toast_llama.loading import build_language_backbone
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
 
@@ -29,26 +30,69 @@ def opened(folder: Path, weights: str | None = "none") -> Backbone:
     return card.build(card.options(name=card.name, weights=weights))
 
 
-def opt() -> PreTrainedModel:
-    shape = {"vocab_size": 20, "hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=8))
+def mamba() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(build_tiny_config("mamba"))
 
 
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
+def longcat() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(build_tiny_config("longcat_flash"))
+
+
+def opt(**shape: int | bool) -> PreTrainedModel:
+    small = {"vocab_size": 20, "hidden_size": 8, "ffn_dim": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return OPTForCausalLM(OPTConfig(**{**small, "word_embed_proj_dim": 8, **shape}))
 
 
 def t5() -> PreTrainedModel:
     return T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
 
 
-@pytest.mark.parametrize(("make", "why"), [(opt, "final norm"), (gpt2, "v_proj"), (t5, "encoder")])
+@pytest.mark.parametrize(("make", "why"), [(mamba, "no attention"), (longcat, "2 attentions"), (t5, "encoder")])
 def test_a_model_that_cannot_be_steered_is_refused_when_it_is_wrapped(make: object, why: str) -> None:
     module = make()  # type: ignore[operator]
     with pytest.raises(ToastError) as refused:
         LlamaBackbone(module)
     assert refused.value.code == "backbone.cannot-steer"
     assert why in refused.value.why
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "shape", [{}, {"do_layer_norm_before": False}, {"word_embed_proj_dim": 6}], ids=["norm", "none", "projection"]
+)
+def test_what_follows_the_last_layer_is_found(shape: dict[str, int | bool]) -> None:
+    backbone = LlamaBackbone(opt(**shape).eval())
+    inputs = backbone.example(2)
+    assert torch.equal(backbone.leave(backbone.run(backbone.enter(inputs))).pooled, backbone.stock(inputs))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_without_attention_takes_a_method_with_one_pass_and_writes(method: str) -> None:
+    torch.manual_seed(0)
+    backbone = build_language_backbone(mamba().eval())
+    registered = registry.load_entry(registry.METHODS, method)
+    adapted = registered.build(registered.complete(registered.options(), "language"), backbone)
+    inputs, head = backbone.example(1), backbone.output()
+    assert head is not None
+    head(adapted(inputs).last.pooled).square().mean().backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in adapted.parameters())
+    writer = backbone.generator(lambda inputs: adapted(inputs).last.pooled)
+    assert writer.generate(**inputs, max_new_tokens=3, pad_token_id=0).shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("method", ["toast", "toast-lite"])
+def test_a_method_with_two_passes_says_why_it_cannot_steer(method: str) -> None:
+    registered = registry.load_entry(registry.METHODS, method)
+    with pytest.raises(ToastError, match="cannot be steered") as refused:
+        registered.build(registered.options(), build_language_backbone(mamba()))
+    assert "no attention" in refused.value.why
+
+
+def test_layers_without_attention_belong_to_the_level_before_and_leading_ones_to_both_passes() -> None:
+    module = AutoModelForCausalLM.from_config(build_tiny_config("qwen3_next"))  # linear, full, linear, full
+    backbone = LlamaBackbone(module)
+    assert len(backbone.levels) == 2
+    assert list(backbone.level_modules) == list(module.model.layers)[1:]
 
 
 @pytest.mark.parametrize("weights", [None, "none"])
