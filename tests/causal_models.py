@@ -59,6 +59,14 @@ SIZES: dict[str, Any] = {
 _LAYERS = SIZES["num_hidden_layers"]
 _HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+_INKLING = {
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "d_rel": 4,
+    "rel_extent": 32,
+    "sliding_window_size": 16,
+}
 
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": _HYBRID},
@@ -73,6 +81,13 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v32": {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 8},
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2, "index_head_dim": 8},
     "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {
+        "index_head_dim": 8,
+        "index_n_heads": 2,
+        "index_topk": 8,
+        "shared_experts_intermediate_size": 16,
+        "sliding_window": 16,
+    },
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": {
         "num_kv_shared_layers": 2,
@@ -97,14 +112,9 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"] * 2, "shared_intermediate_size": 16},
     "hy_v4": {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 8},
-    "inkling_text": {
-        "swa_num_attention_heads": 4,
-        "swa_num_key_value_heads": 2,
-        "swa_head_dim": 8,
-        "d_rel": 4,
-        "rel_extent": 32,
-        "sliding_window_size": 16,
-    },
+    "inkling_text": _INKLING,
+    "inkling2_text": {**_INKLING, "unpadded_vocab_size": 40},
+    "inkling2_loop_text": {**_INKLING, "unpadded_vocab_size": 40},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "kimi_linear": {"layer_types": _HYBRID, "linear_head_dim": 8, "linear_num_heads": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_multiple_of": 16},

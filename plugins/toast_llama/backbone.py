@@ -74,18 +74,20 @@ class LlamaBackbone(LanguageModelBackbone):
         layers, first = self.decoder.layers, self._spans[0].start
         caches: TwoPassCache | None = inputs.get("caches")
         cache = None if caches is None else caches.first
-        form = {"returns_tuple": self.decoder.returns_tuple, "extra_outputs": self.decoder.extra_outputs}
-        recorders = [LayerInputRecorder(layer, **form) for layer in layers[first:]]
-        self.decoder.layers = nn.ModuleList([*layers[:first], *recorders])
+        is_tuple, extra = self.decoder.returns_tuple, self.decoder.extra_outputs
+        recorders = [
+            LayerInputRecorder(layer, returns_tuple=is_tuple, extra_outputs=extra) for layer in list(layers)[first:]
+        ]
+        self.decoder.layers = nn.ModuleList([*list(layers)[:first], *recorders])
         try:
-            arguments = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
-            self.body(**arguments, **{CACHE_ARGUMENT: cache}, use_cache=False)
+            given = {name: value for name, value in inputs.items() if name not in ("real", "caches")}
+            self.body(**given, **{CACHE_ARGUMENT: cache}, use_cache=False)
         finally:
             self.decoder.layers = layers
         mask = inputs.get("attention_mask")
         real = inputs.get("real") if mask is None else mask[:, -inputs["input_ids"].shape[1] :].bool()
-        recorded = [(each.arguments, each.keywords) for each in recorders]
-        return State(recorders[0].hidden, LayerInputs(*zip(*recorded, strict=True), cache, real))
+        arguments, keywords = (tuple(each.arguments for each in recorders), tuple(each.keywords for each in recorders))
+        return State(recorders[0].hidden, LayerInputs(arguments, keywords, cache, real))
 
     def again(self, state: State, inputs: Any) -> State:
         """Return the state with the cache of the second pass, and with what layers share in a pass of their own."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.func import functional_call
 
 from toast_cli.plugin import ToastError
 from toast_llama.value_rows import find_reason, find_value_layer
@@ -76,6 +77,18 @@ def find_body(module: Any) -> Any:
     return module.get_decoder()
 
 
+def _run_without_data(body: nn.Module, ids: Tensor, settings: dict[str, Any]) -> Any:
+    """Run a decoder on the meta device: with fake tensors, transformers asks for no value of a mask."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def fake(tensor: Any) -> Any:
+            return mode.from_tensor(tensor) if isinstance(tensor, Tensor) else tensor
+
+        weights = {name: fake(tensor) for name, tensor in (*body.named_parameters(), *body.named_buffers())}
+        given = {name: fake(value) for name, value in settings.items()}
+        return functional_call(body, weights, (fake(ids),), given, tie_weights=False)
+
+
 def find_width(module: Any) -> int:
     """Return the number of channels of a token between layers, as in the configuration or else in the embedding."""
     width = getattr(module.config.get_text_config(), "hidden_size", None)
@@ -84,7 +97,7 @@ def find_width(module: Any) -> int:
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors hold the same values; of tensors without data, whether they have the same shape."""
-    if one is other or one.is_meta:
+    if one is other or one.is_meta or isinstance(one, FakeTensor):
         return one.shape == other.shape
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
@@ -124,9 +137,9 @@ class Decoder:
         self._end = self._find_end(module)
 
     @property
-    def layers(self) -> Sequence[Any]:
+    def layers(self) -> nn.ModuleList:
         """All decoder layers."""
-        layers: Sequence[Any] = getattr(self._holder, self._name)
+        layers: nn.ModuleList = getattr(self._holder, self._name)
         return layers
 
     @layers.setter
@@ -165,6 +178,8 @@ class Decoder:
                     "are not made of the tokens by a layer that is known.",
                 )
         if not steered:
+            if any(getattr(part, "is_kv_shared_layer", False) for part in self.layers.modules()):
+                raise build_unsteerable_error(module, "Its attention uses the keys and values of another model.")
             raise build_unsteerable_error(module, "It has no attention, whose values TOAST would steer.")
         return steered
 
@@ -195,14 +210,14 @@ class Decoder:
         if passed[0].ndim != 3:
             raise build_unsteerable_error(
                 module,
-                "Its layers hand on several versions of every token, and TOAST feeds one back.",
+                "Its layers hand on several streams of every token (as AltUp does), and TOAST feeds one back.",
             )
         parts = dict(self.body.named_modules())
         names = [(name,) for name in FINAL_NORMS if name in parts]
         ends: list[tuple[str, ...]] = [*names, ()]
         if getattr(self.body, "project_out", None) is not None:  # OPT 350M
             ends = [(*end, "project_out") for end in ends]
-        if features.is_meta:
+        if features.is_meta or isinstance(features, FakeTensor):
             return ends[0]
         for end in ends:
             self._end = end
@@ -244,9 +259,10 @@ class Decoder:
         device = next(self.body.parameters()).device
         ids = torch.arange(2 * PROBE_TOKENS, device=device).view(2, PROBE_TOKENS) + 1
         self.layers = nn.ModuleList(map(_Echo, layers))
+        settings: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "use_cache": False}
         try:
             with torch.random.fork_rng(devices=[]):  # dropout of the embeddings
-                out = self.body(ids, use_cache=False)
+                out = _run_without_data(self.body, ids, settings) if ids.is_meta else self.body(ids, **settings)
         finally:
             self.layers = layers
         return passed, out.last_hidden_state

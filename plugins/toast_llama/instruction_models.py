@@ -67,7 +67,7 @@ GEMMA_3_1B = build_language_card(
 GEMMA_3_4B = build_language_card(
     "gemma_3_4b",
     "google/gemma-3-4b-it",
-    3_880_099_328,
+    3_880_263_168,
     {
         **_GEMMA_3_CONFIG,
         **build_size_config(2560, 10240, 34, 8),

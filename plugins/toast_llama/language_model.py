@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,12 @@ from toast_llama.decoder import find_body, find_width
 from toast_llama.logits import LogitsHead
 
 EXAMPLE_TOKENS = 16
+
+UNADAPTED_CLASSES = re.compile(r"Router|Grouped")
+"""Subclasses of linear layers that return more than a product, or take several inputs."""
+
+MAMBA_MODEL_TYPES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Model types for which PEFT refuses factors on `out_proj`."""
 
 QUERY_AND_VALUE = ("q_proj", "v_proj")
 """The layers that PEFT adapts in most language models unless it is told otherwise."""
@@ -46,6 +53,25 @@ def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Ite
         )
 
 
+def list_unadapted_layers(module: PreTrainedModel, body: nn.Module) -> list[str]:
+    """Return the names of the linear layers that PEFT's factors are not for.
+
+    Towers of images beside the decoder are not run. Routers and grouped layers are no plain products. PEFT has no
+    factors for the output layers of Mamba, whose kernels use the weights without calling them.
+    """
+    own = {id(part) for part in body.modules()}
+    return [
+        name
+        for name, part in module.named_modules()
+        if hasattr(part, "in_features")
+        and (
+            id(part) not in own
+            or UNADAPTED_CLASSES.search(type(part).__name__)
+            or (name.endswith(".out_proj") and module.config.model_type in MAMBA_MODEL_TYPES)
+        )
+    ]
+
+
 class LanguageModelBackbone(Backbone):
     """A causal language model of transformers, without its levels.
 
@@ -71,8 +97,7 @@ class LanguageModelBackbone(Backbone):
         names = {name.rpartition(".")[2] for name, _ in linear}
         if names.issuperset(QUERY_AND_VALUE):
             self.adapter_targets = QUERY_AND_VALUE
-        path = next(name for name, part in module.named_modules() if part is self.body)
-        self.adapter_scope = path if "." in path else ""  # beside a tower of images
+        self.adapter_exclusions = list_unadapted_layers(module, self.body)
         self.notes = tuple(_list_notes(module, tokenizer, vocabulary))
 
     def stock(self, inputs: Any) -> Tensor:

@@ -91,6 +91,7 @@ UNSTEERABLE: Mapping[str, str] = {
     "ZayaAttention": "Half of its values are made of the token before, so a signal for one token would steer two.",
     "DeepseekV4Attention": "One projection is both key and value, so a signal at the values would change the keys.",
     "ProphetNetNgramSelfAttention": "It predicts several tokens at once, each from values of its own.",
+    "XLNetRelativeAttention": "Its projections are bare parameters, which no layer applies.",
     "Zamba2Attention": "Its attention projects every token together with its embedding, and z has no part for that.",
     "RecurrentGemmaRecurrentBlock": "Its recurrent layers keep their state in the model, and two passes need two.",
     "ZambaAttention": "Its attention projects every token together with its embedding, and z has no part for that.",
@@ -117,7 +118,7 @@ def find_value_layer(attention: nn.Module, width: int) -> ValueLayer | None:
     if getattr(attention, "use_alternative_attention", False) and getattr(attention, "k_proj", None) is not None:
         return KeyAsValueLayer(attention, "k_proj", "v_proj")
     for name in VALUE_NAMES:
-        layer = getattr(attention, name, None)
+        layer: Any = getattr(attention, name, None)
         if getattr(layer, "in_features", None) == width:
             return SeparateValueLayer(attention, name)
         if getattr(getattr(layer, "linear", None), "in_features", None) == width:  # Moshi

@@ -222,7 +222,7 @@ class Backbone(ABC):
     not take images, `tokenizer` for those that do not take text or if it cannot be loaded for the reason in
     `tokenizer_error`. `text_limits` are the limits of texts. With `checkpointing`, levels keep only their input for
     the backward pass and are recomputed. `adapter_targets` are name suffixes of the layers that receive low-rank
-    factors by default, or "all-linear"; `adapter_scope` is the part of `module` that has them, if others are not run.
+    factors by default, or "all-linear"; `adapter_exclusions` are the linear layers that never receive them, by name.
     With `takes_prompts`, tokens may be appended; with `any_image_size`, images may have any size.
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
@@ -250,7 +250,7 @@ class Backbone(ABC):
     has_attention: bool = False
     checkpointing: bool = False
     adapter_targets: Sequence[str] | str = ()
-    adapter_scope: str = ""
+    adapter_exclusions: Sequence[str] = ()
     takes_prompts: bool = False
     classifier: Callable[[tuple[str, ...]], nn.Module] | None = None
     level_modules: Sequence[nn.Module] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,8 +53,8 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
             )
         default = backbone.adapter_targets
         config.target_modules = default if isinstance(default, str) else list(default)
-    if config.target_modules == "all-linear" and backbone.adapter_scope:
-        config.exclude_modules = rf"(?!{re.escape(backbone.adapter_scope)}\.).*"
+    if config.target_modules == "all-linear" and backbone.adapter_exclusions:
+        config.exclude_modules = list(backbone.adapter_exclusions)
     if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 needs to know which targets belong to an MLP
         config.feedforward_modules = []
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
