@@ -67,9 +67,13 @@ class QuantizedLinear(nn.Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, kind: FormatName) -> QuantizedLinear:
         """Quantize a layer, whose bias is shared. On the meta device, only shapes are computed."""
-        weight = linear.weight.detach()
+        return cls.from_weight(linear.weight.detach(), linear.bias, kind)
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, bias: nn.Parameter | None, kind: FormatName) -> QuantizedLinear:
+        """Quantize a weight `[out, in]`. On the meta device, only shapes are computed."""
         out_features, in_features = weight.shape
-        layer = cls(out_features, in_features, kind, weight.dtype, "meta", linear.bias)
+        layer = cls(out_features, in_features, kind, weight.dtype, "meta", bias)
         if weight.is_meta:
             return layer
         for name, tensor in WEIGHT_FORMATS[kind].pack(weight).items():
