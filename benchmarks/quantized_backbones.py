@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def measure(folder: Path, kind: str, method: str) -> dict[str, Any]:
 
         QuantizedLinear.from_linear(torch.nn.Linear(64, 64), kind)(torch.zeros(1, 64))  # type: ignore[arg-type]
     card = recipe.plugins.backbone
+    import_module("toast_llama.loading")  # nor is what transformers needs
     Path("/proc/self/clear_refs").write_text("5")
     before, sampler = read_status("VmRSS"), PeakSampler()
     sampler.start()

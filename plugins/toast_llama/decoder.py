@@ -55,7 +55,7 @@ class SteeredAttention:
     values: ValueLayer
 
 
-def build_unsteerable_error(module: nn.Module, why: str) -> ToastError:
+def build_steering_error(module: nn.Module, why: str) -> ToastError:
     """Return the error that names why a model cannot be steered."""
     return ToastError(
         f"{type(module).__name__} cannot be steered.",
@@ -119,7 +119,7 @@ class Decoder:
         self.body = find_body(module)
         self.width = find_width(module)
         if module.config.is_encoder_decoder:
-            raise build_unsteerable_error(module, "It has an encoder, and TOAST only supports decoder-only models.")
+            raise build_steering_error(module, "It has an encoder, and TOAST only supports decoder-only models.")
         found = [
             (holder, name)
             for holder in (self.body, getattr(self.body, "encoder", None), getattr(self.body, "transformer", None))
@@ -127,10 +127,10 @@ class Decoder:
             if isinstance(getattr(holder, name, None), nn.ModuleList)
         ]
         if not found:
-            raise build_unsteerable_error(module, "Its layers are not in one list, so they cannot be run one by one.")
+            raise build_steering_error(module, "Its layers are not in one list, so they cannot be run one by one.")
         self._holder, self._name = found[0]
         if self._holder is not self.body and not getattr(module.config, "is_decoder", True):
-            raise build_unsteerable_error(
+            raise build_steering_error(
                 module, "It attends to later tokens too: its configuration does not set is_decoder."
             )
         self.steered = self._find_attentions(module)
@@ -159,12 +159,12 @@ class Decoder:
             mixers = [part for part in parts if not OTHER_MIXERS.search(type(part).__name__)]
             found = [(part, values) for part in mixers if (values := find_value_layer(part, self.width)) is not None]
             if len(found) > 1:
-                raise build_unsteerable_error(
+                raise build_steering_error(
                     module, f"A layer has {len(found)} attentions after each other, and a signal is for one."
                 )
             steered += [SteeredAttention(index, part, values) for part, values in found]
             if reason := next((why for part in parts if (why := find_reason(part))), None):
-                raise build_unsteerable_error(module, reason)
+                raise build_steering_error(module, reason)
             unknown = [
                 part
                 for part in mixers
@@ -172,15 +172,15 @@ class Decoder:
                 and not getattr(part, "is_kv_shared_layer", False)
             ]
             if unknown and not found:
-                raise build_unsteerable_error(
+                raise build_steering_error(
                     module,
                     f"TOAST adds its signal to the input of the values, and the values of {type(unknown[-1]).__name__} "
                     "are not made of the tokens by a layer that is known.",
                 )
         if not steered:
             if any(getattr(part, "is_kv_shared_layer", False) for part in self.layers.modules()):
-                raise build_unsteerable_error(module, "Its attention uses the keys and values of another model.")
-            raise build_unsteerable_error(module, "It has no attention, whose values TOAST would steer.")
+                raise build_steering_error(module, "Its attention uses the keys and values of another model.")
+            raise build_steering_error(module, "It has no attention, whose values TOAST would steer.")
         return steered
 
     def _find_end(self, module: nn.Module) -> tuple[str, ...]:
@@ -197,18 +197,18 @@ class Decoder:
                 passed, features = self._run_without_layers()
             except (RuntimeError, ValueError, AttributeError, TypeError):  # the decoder expects another form
                 if self.extra_outputs:
-                    raise build_unsteerable_error(
+                    raise build_steering_error(
                         module, "Its layers hand on more than hidden states, so they cannot be run one by one."
                     ) from None
                 continue
             if self.returns_tuple or not (any(each.ndim < passed[0].ndim for each in passed) or features.ndim < 3):
                 break
         if len(passed) != len(self.layers) or not all(_are_equal(each, passed[0]) for each in passed):
-            raise build_unsteerable_error(
+            raise build_steering_error(
                 module, "It does more between its layers than to run one after the other, so they cannot be run alone."
             )
         if passed[0].ndim != 3:
-            raise build_unsteerable_error(
+            raise build_steering_error(
                 module,
                 "Its layers hand on several streams of every token (as AltUp does), and TOAST feeds one back.",
             )
@@ -225,7 +225,7 @@ class Decoder:
                 ours = self.finish(passed[0])
             if _are_equal(ours, features):
                 return end
-        raise build_unsteerable_error(
+        raise build_steering_error(
             module,
             "What follows its last layer is more than a norm.",
         )

@@ -44,7 +44,8 @@ def get_window(config: Any) -> int | None:
 def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Iterator[str]:
     if (quantization := describe_quantization(module)) is not None:
         yield quantization
-    if module.config.get_text_config()._attn_implementation == "eager":
+    has_attention = any(type(part).__name__.endswith("Attention") for part in module.modules())
+    if has_attention and module.config.get_text_config()._attn_implementation == "eager":
         yield f"{type(module).__name__} has no fused attention, so it needs more time and memory."
     if tokenizer is not None and len(tokenizer) > vocabulary:
         yield (

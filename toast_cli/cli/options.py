@@ -52,7 +52,8 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=complete_backbone,
-        help="Backbone: a name from 'toast backbones', or PREFIX:MODEL, e.g. timm:MODEL or llama:MODEL.",
+        help="Backbone: a name from 'toast backbones', or PREFIX:MODEL, e.g. timm:MODEL or lm:MODEL, or a folder "
+        "with a model of transformers.",
     ),
 ]
 WeightsOption = Annotated[

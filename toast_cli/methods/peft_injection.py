@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -60,7 +61,9 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
     _check_start_on_quantized(network, config)
     try:
-        inject_adapter_in_model(config, network)
+        with warnings.catch_warnings():  # PEFT sets this option for transposed weights, and says so for each layer
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+            inject_adapter_in_model(config, network)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         raise UsageError(
             f"PEFT cannot inject {kind} into {type(network).__name__}.",

@@ -106,7 +106,7 @@ class Session:
 
     def describe_choices(self) -> list[str]:
         """Return notes on the backbone, the adapted layers of a language model, and a recommended learning rate."""
-        method = self.model.adapted.notes if self.data.target == "text" else ()
+        method = self.model.adapted.notes if self.model.objective.target == "text" else ()
         return [*self.describe_backbone(), *method, *([] if self.rate is None else [self.rate.message])]
 
     def set_recommended_rate(self) -> None:

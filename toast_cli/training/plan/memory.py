@@ -130,7 +130,7 @@ class Activations:
     @property
     def total(self) -> int:
         """Return the bytes that are kept at most."""
-        return self.saved + max(self.outputs, self.unchecked // self.levels, self.largest)
+        return self.saved + max(self.outputs, self.unchecked // max(self.levels, 1), self.largest)
 
     def extrapolate(self, larger: Activations, levels: int) -> Activations:
         """Return the activations of a model with more levels of the same kind, from those of this and a larger one."""
