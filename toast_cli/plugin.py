@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from toast_cli.backbones.lazy_signal import ValueSignal as ValueSignal
     from toast_cli.backbones.lazy_signal import resolve_signal as resolve_signal
     from toast_cli.backbones.licences import announce_licence as announce_licence
+    from toast_cli.backbones.quantized_linear import QuantizedLinear as QuantizedLinear
+    from toast_cli.backbones.quantized_linear import describe_quantization as describe_quantization
+    from toast_cli.backbones.quantized_linear import replace_layers as replace_layers
     from toast_cli.backbones.upcast_attention import upcast_attention_inputs as upcast_attention_inputs
+    from toast_cli.backbones.weight_formats import WEIGHT_FORMATS as WEIGHT_FORMATS
+    from toast_cli.backbones.weight_formats import FormatName as FormatName
+    from toast_cli.backbones.weight_formats import require_format as require_format
     from toast_cli.data.base import DataSet as DataSet
     from toast_cli.data.base import DataSource as DataSource
     from toast_cli.data.base import Sample as Sample
@@ -87,6 +93,8 @@ _NAMES = {
     "toast_cli.backbones.image_options": "ImageOptions PixelOptions",
     "toast_cli.backbones.lazy_signal": "LazySignal Signal ValueSignal resolve_signal",
     "toast_cli.backbones.licences": "announce_licence",
+    "toast_cli.backbones.quantized_linear": "QuantizedLinear describe_quantization replace_layers",
+    "toast_cli.backbones.weight_formats": "WEIGHT_FORMATS FormatName require_format",
     "toast_cli.data.base": "DataSet DataSource Sample Split",
     "toast_cli.data.images.labelled_files": "FileSplit",
     "toast_cli.data.procedural": "ProceduralSplit",

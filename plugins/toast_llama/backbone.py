@@ -149,6 +149,10 @@ class LlamaBackbone(LanguageModelBackbone):
         """Return `W_V`, `[values, d]`; None for latent attention, whose values are no linear function of the tokens."""
         return self.decoder.steered[index].values.weight
 
+    def value_width(self, index: int) -> int | None:
+        """Return the number of values; None for latent attention."""
+        return self.decoder.steered[index].values.count_values()
+
     def leave(self, state: State) -> Readout:
         """Return the last layer's output `[B, N, d]`, before and after the final norm."""
         z = state.hidden

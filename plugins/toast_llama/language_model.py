@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.plugin import Backbone, TextLimits, ToastError
+from toast_cli.plugin import Backbone, TextLimits, ToastError, describe_quantization
 from toast_llama.decoder import find_body, find_width
 from toast_llama.logits import LogitsHead
 
@@ -42,6 +42,8 @@ def get_window(config: Any) -> int | None:
 
 
 def _list_notes(module: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Iterator[str]:
+    if (quantization := describe_quantization(module)) is not None:
+        yield quantization
     has_attention = any(type(part).__name__.endswith("Attention") for part in module.modules())
     if has_attention and module.config.get_text_config()._attn_implementation == "eager":
         yield f"{type(module).__name__} has no fused attention, so it needs more time and memory."

@@ -29,6 +29,10 @@ class LatentValueLayer(ValueLayer):
         """None: a norm stands between the tokens and their values."""
         return None
 
+    def count_values(self) -> None:
+        """Return None, as there is no `weight`."""
+        return None
+
     @contextmanager
     def steer(self, signal: Signal, cache: Any = None) -> Iterator[None]:
         """Inside the block, the values are made of the latents of tokens and signal."""

@@ -26,6 +26,7 @@ from toast_llama.backbone import LlamaBackbone
 from toast_llama.language_model import LanguageModelBackbone
 from toast_llama.one_pass import OnePassBackbone
 from toast_llama.options import LlamaOptions
+from toast_llama.quantized_loading import load_quantized_model, quantize_model
 from toast_llama.tokenizer import load_tokenizer
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 
@@ -40,11 +41,11 @@ def build_llama(
     Args:
         source: Hugging Face id, or folder in the layout of transformers.
         architecture: LLaMA configuration for random weights; None uses the configuration of the source.
-        options: Weights and data type.
+        options: Weights, data type and quantization.
         text_only: Load only the language model of a source that also takes images.
 
     Raises:
-        UsageError: The folder does not exist or holds no model.
+        UsageError: The folder does not exist or holds no model, or it cannot be quantized.
         ToastError: The model cannot be loaded, is damaged, needs code of its own, or cannot be steered.
     """
     if not sys.stderr.isatty():
@@ -53,12 +54,14 @@ def build_llama(
     if options.weights == "none":
         config = _load_config(source) if architecture is None else _build_named_config(architecture)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
+        _quantize(module, options)
         if architecture is not None:
             return build_language_backbone(module)
         return build_language_backbone(_load_generation_config(module, source), *load_tokenizer(source))
     place = source
     if options.weights is not None and options.weights.endswith(".safetensors"):
         module = _load_weights_file(source, Path(options.weights).expanduser(), dtype)
+        _quantize(module, options)
         return build_language_backbone(_load_generation_config(module, source), *load_tokenizer(source))
     if options.weights is not None:
         folder = Path(options.weights).expanduser()
@@ -68,7 +71,13 @@ def build_llama(
     config = _load_config(place)
     text = {"config": config.get_text_config()} if text_only else {}
     try:
-        module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **text)
+        if options.quantize is not None:
+            _require_unquantized(config, place, options.quantize)
+            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False, **text)
+        else:
+            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **text)
+    except ToastError:
+        raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
     return build_language_backbone(module, *load_tokenizer(place))
@@ -84,6 +93,28 @@ def build_language_backbone(
         if error.code != "backbone.cannot-steer":
             raise
         return OnePassBackbone(module, error, tokenizer, tokenizer_error)
+
+
+def _quantize(module: PreTrainedModel, options: LlamaOptions) -> None:
+    if options.quantize is not None:
+        quantize_model(module, options.quantize)
+
+
+def _require_unquantized(config: Any, place: str, kind: str) -> None:
+    """Check that the weights of a model are not stored in a quantized form.
+
+    Raises:
+        UsageError: They are.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    raise UsageError(
+        f"{place} cannot be quantized to {kind}: its weights are stored quantized, by {method}.",
+        what_to_do="Give the model that it was made from, or leave backbone.quantize out.",
+        code="backbone.cannot-quantize",
+    )
 
 
 def outline_llama(
@@ -111,6 +142,7 @@ def outline_llama(
     def outline(config: Any, *tokenizer: Any) -> LanguageModelBackbone:
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        _quantize(module, options)
         return build_language_backbone(module, *tokenizer)
 
     if levels is None:

@@ -20,3 +20,9 @@ class LlamaOptions(BackboneOptions):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="data type of the frozen weights; auto: as stored"
     )
+    quantize: Literal["int8", "int4", "nf4"] | None = Field(
+        None,
+        examples=["nf4"],
+        description="store the frozen linear layers of the decoder in 8 or 4 bits; the other weights keep dtype; needs "
+        "the extra toast-tune[quantize]",
+    )

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast_cli.plugin import Signal, ValueSignal
+from toast_cli.plugin import QuantizedLinear, Signal, ValueSignal
 from toast_transformers.layers import steer_value_projection
 
 
@@ -52,7 +52,12 @@ class ValueLayer(ABC):
     @property
     @abstractmethod
     def weight(self) -> Tensor | None:
-        """`W_V`, `[values, d]`; None if the values are no linear function of the tokens."""
+        """`W_V`, `[values, d]`, dequantized; None if the values are no linear function of the tokens."""
+
+    def count_values(self) -> int | None:
+        """Return the number of rows of `weight`, without computing it; None if there is none."""
+        count: int = self.layer.out_features
+        return count
 
     @abstractmethod
     def steer(self, signal: Signal, cache: Any = None) -> Any:
@@ -105,6 +110,10 @@ class FusedValueLayer(ValueLayer):
         rows = self.select_values(weight.T if self.transposed else weight, 0)
         return rows.flatten(0, 1)
 
+    def count_values(self) -> int:
+        """Return the number of values."""
+        return self.width
+
     def select_values(self, projected: Tensor, channels: int = -1) -> Tensor:
         """Return the view of the values: the dimension `channels` becomes `[groups, width / groups]`."""
         channels %= projected.ndim
@@ -116,8 +125,21 @@ class FusedValueLayer(ValueLayer):
         """Return what the signal adds to the values of the tokens, `[B, N, values]`."""
         if isinstance(signal, ValueSignal):
             return signal.tensor
+        layer = self.layer
+        if isinstance(layer, QuantizedLinear):
+            return self._project_quantized(layer, signal.to(tokens.dtype))
         weight = self.weight
         return F.linear(signal.to(weight.dtype), weight)
+
+    def _project_quantized(self, layer: QuantizedLinear, signal: Tensor) -> Tensor:
+        """Return the products of the value rows of a packed weight, which are read alone if they are adjacent.
+
+        The product that the backward pass reads again is that of the layer, so no weight is kept for it.
+        """
+        if self.groups > 1:
+            return self.select_values(layer.project(signal)).flatten(-2)
+        begin = layer.out_features - self.width if self.begin is None else self.begin
+        return layer.project(signal, slice(begin, begin + self.width))
 
     @contextmanager
     def steer(self, signal: Signal, cache: Any = None) -> Iterator[None]:

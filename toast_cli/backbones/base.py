@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,10 @@ CONTRACT_VERSION = 1
 
 class BackboneOptions(NamedOptions):
     """Options that all backbones share. A family adds its own fields in a subclass."""
+
+    absent_fields: ClassVar[Mapping[str, str]] = {
+        "quantize": "Only language models can be quantized, such as llama:MODEL."
+    }
 
     name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")
     weights: str | None = Field(
@@ -362,6 +366,11 @@ class Backbone(ABC):
         Folding includes it in the feedback path and then passes the level a `ValueSignal`.
         """
         return None
+
+    def value_width(self, index: int) -> int | None:
+        """Return the number of rows of `value_weight`, or None. A family whose weights are expensive overrides it."""
+        weight = self.value_weight(index)
+        return None if weight is None else len(weight)
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """Sort the tensors of a checkpoint of the authors' code.

@@ -49,6 +49,11 @@ class ConsoleHandler(logging.Handler):
 
 WARNING_HANDLER = ConsoleHandler(logging.WARNING)
 
+NOISY_LOGGERS = ("bitsandbytes", "torch.utils._pytree")
+"""Loggers that warn whenever transformers or PEFT import a library for quantization: of kernels that are not used, and
+of calls of another library."""
+
+
 
 class ToastGroup(CommandGroup):
     """The root command group, which handles the errors of every command."""
@@ -59,6 +64,8 @@ class ToastGroup(CommandGroup):
             if isinstance(stream, io.TextIOWrapper):  # names may have letters that the encoding lacks
                 stream.reconfigure(errors="backslashreplace")
         logging.getLogger("toast_cli").addHandler(WARNING_HANDLER)  # adding it again has no effect
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         arguments = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
         sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))

@@ -56,7 +56,7 @@ def _round_to_dtype(tensor: Tensor, kind: torch.dtype) -> Tensor:
 
 def _rebuild_backbone(loaded: LoadedModel, network: Mapping[str, Tensor]) -> Backbone:
     """Build the run's backbone with the weights `network`."""
-    options = loaded.recipe.backbone.model_dump(mode="json")
+    options = loaded.recipe.backbone.model_dump(mode="json", exclude={"quantize"})  # the weights are dequantized
     card = loaded.recipe.plugins.backbone
     backbone = card.build(card.options(**{**options, "weights": "none"}))
     backbone.module.float().load_state_dict(dict(network), strict=False)

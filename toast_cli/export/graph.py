@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from toast_cli.backbones.quantized_linear import dequantize_layers
 from toast_cli.data.images.transforms import build_resize
 from toast_cli.export.base import ExportRequest
 from toast_cli.export.redact_paths import redact_config
@@ -46,6 +47,7 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
     """
     model = fold_model(loaded.model) if isinstance(loaded.model.adapted.steering, Steering) else loaded.model
     model = deepcopy(model).cpu().eval().requires_grad_(False)
+    dequantize_layers(model.backbone.module, getattr(torch, wanted.dtype))
     named = to_named_inputs(model.backbone.example(EXAMPLE_BATCH_SIZE))
     kind = ImageGraph if "image" in named else TextGraph
     graph: ModelGraph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)

@@ -26,6 +26,9 @@ _UNSUPPORTED_KINDS = {"adaption_prompt", "poly", "shadow", "trainable_tokens", "
 _UNSUPPORTED_OPTIONS = {"use_asa", "kasa_config", "monteclora_config"}
 """Options of PEFT methods that need a call at every training step, or add a term to the loss."""
 
+_STARTS_BESIDE_WEIGHTS = {"gaussian", "orthogonal"}
+"""Initial factors of PEFT, by their names, that leave the weights of the backbone as they are."""
+
 
 def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
     """Inject the layers of `config` and declare the parameters that PEFT trains.
@@ -56,6 +59,7 @@ def inject_peft_layers(backbone: Backbone, config: PeftConfig) -> AdaptedModel:
     if getattr(config, "feedforward_modules", ()) is None:  # (IA)3 needs to know which targets belong to an MLP
         config.feedforward_modules = []
     kind = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    _check_start_on_quantized(network, config)
     try:
         with warnings.catch_warnings():  # PEFT sets this option for transposed weights, and says so for each layer
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
@@ -87,6 +91,25 @@ def _describe_targets(kind: str, network: nn.Module) -> str:
     """Return a sentence on the layers that receive PEFT's layers."""
     names = [name.rpartition(".")[2] for name, _ in _find_peft_layers(network)]
     return f"{kind} adapts {len(names)} layers: {', '.join(dict.fromkeys(names))}."
+
+
+def _check_start_on_quantized(network: nn.Module, config: PeftConfig) -> None:
+    """Check that the initial factors do not change the weights of a quantized network, which cannot be written.
+
+    Raises:
+        UsageError: They do.
+    """
+    from toast_cli.backbones.quantized_linear import get_quantization
+
+    names = [name for name in ("init_lora_weights", "init_weights") if isinstance(getattr(config, name, None), str)]
+    written = [name for name in names if getattr(config, name) not in _STARTS_BESIDE_WEIGHTS]
+    if written and (kind := get_quantization(network)) is not None:
+        raise UsageError(
+            f"method.options.{written[0]}={getattr(config, written[0])} cannot be used on a backbone in {kind}.",
+            "It subtracts the initial factors from the weights of the backbone, which are packed.",
+            f"Leave it out, or use one of {', '.join(sorted(_STARTS_BESIDE_WEIGHTS))}.",
+            code="method.quantized-backbone",
+        )
 
 
 def check_forward_runs(adapted: AdaptedModel, kind: str) -> None:
@@ -222,12 +245,15 @@ def disable_peft_layers(network: nn.Module) -> Iterator[None]:
 
 
 def merge_peft_layers(network: nn.Module) -> nn.Module:
-    """Return a copy of the network with the PEFT layers merged into its weights.
+    """Return a copy of the network with the PEFT layers merged into its weights, and quantized layers dequantized.
 
     Raises:
         UsageError: This kind of layer cannot be merged.
     """
+    from toast_cli.backbones.quantized_linear import dequantize_layers
+
     copy = deepcopy(network)
+    dequantize_layers(copy, next(copy.parameters()).dtype)
     for _, part in _find_peft_layers(copy):
         try:
             part.merge()

@@ -171,6 +171,8 @@ def _suggest_field(loc: FieldPath, models: dict[str, type[BaseModel]]) -> str:
     """Return a hint for an unknown key: the same key in another section, else the nearest key in its own."""
     key = str(loc[-1])
     siblings = _get_known_fields(loc[:-1], models)
+    if absent := getattr(models.get(str(loc[0])), "absent_fields", {}).get(key):
+        return str(absent)
     if key not in siblings:
         for section, model in models.items():
             if section and key in model.model_fields:

@@ -89,9 +89,9 @@ def choose_carried_levels(backbone: Backbone, levels: range) -> frozenset[int]:
     """
     cells, sizes = 1, {}
     for index in reversed(levels):
-        level, W_V = backbone.levels[index], backbone.value_weight(index)
+        level, values = backbone.levels[index], backbone.value_width(index)
         cells *= level.stride**2
-        sizes[index] = (level.width_in, cells * level.width_in, cells * (level.width_in if W_V is None else len(W_V)))
+        sizes[index] = (level.width_in, cells * level.width_in, cells * (level.width_in if values is None else values))
 
     @cache
     def choose(index: int, channels: int) -> tuple[int, frozenset[int]]:
@@ -128,10 +128,10 @@ def is_value_composition_cheaper(backbone: Backbone, levels: range, z: Tensor) -
 
     Per level, it adds two products of W_V with a matrix, and every token's signal ends at the values, in both passes.
     """
-    weights = [weight for index in levels if (weight := backbone.value_weight(index)) is not None]
+    widths = [width for index in levels if (width := backbone.value_width(index)) is not None]
     channels = z.shape[-1]
-    tokens, values = z.numel() // channels, sum(len(weight) for weight in weights) / max(len(weights), 1)
-    return len(weights) == len(levels) and values * (channels + tokens) < channels * tokens
+    tokens, values = z.numel() // channels, sum(widths) / max(len(widths), 1)
+    return len(widths) == len(levels) and values * (channels + tokens) < channels * tokens
 
 
 def _reshape_to_patches(layer: nn.Module, width_out: int, dtype: torch.dtype) -> Tensor:

@@ -56,7 +56,7 @@ class FoldedSteering(BaseSteering):
                 for index, U_l in U.items()
             }
         )
-        self._enters_at_values = [backbone.value_weight(index) is not None for index in self.levels]
+        self._enters_at_values = [backbone.value_width(index) is not None for index in self.levels]
 
     def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Return the similarity map, `m_i z_i`, and the signals of the steered levels, first level first."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toast_cli.backbones.base import Backbone
+from toast_cli.backbones.quantized_linear import get_quantization
 from toast_cli.model.model import NETWORK_PREFIX, BuiltBackbone, Model, build_model, fold_model
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
@@ -57,6 +59,8 @@ def load_model(path: Path, weights: str | None = None, built: BuiltBackbone | No
             f"{path} includes the backbone's weights.", what_to_do="Leave --weights out.", code="weights.not-needed"
         )
     if built is not None:
+        if not whole:
+            check_quantization(path, config.recipe, built.backbone)
         if not whole and built.stock.fingerprint != config.backbone_fingerprint:
             raise ToastError(
                 f"{path} was not trained on this backbone, but on '{recipe.backbone.name}', or on other weights of it.",
@@ -87,6 +91,24 @@ def load_model(path: Path, weights: str | None = None, built: BuiltBackbone | No
     _load_tensors_into(model, tensors, whole, path)
     model.eval()
     return LoadedModel(model, recipe, config.classes, config, path)
+
+
+def check_quantization(path: Path, recorded: Mapping[str, Any], backbone: Backbone) -> None:
+    """Check that a backbone is quantized as the one of the recipe `recorded` at `path`.
+
+    Raises:
+        UsageError: It is not.
+    """
+    there, here = recorded["backbone"].get("quantize"), get_quantization(backbone.module)
+    if there == here:
+        return
+    before, now = (f"in {kind}" if kind is not None else "without quantization" for kind in (there, here))
+    raise UsageError(
+        f"{path} was trained on a backbone {before}, and this one is {now}.",
+        "What a method learned compensates for the rounding of the backbone that it was trained on.",
+        f"Use backbone.quantize={there or 'null'}.",
+        code="adapter.other-quantization",
+    )
 
 
 def rebuild_model(

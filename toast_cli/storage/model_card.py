@@ -34,6 +34,7 @@ def format_adapter_card(config: AdapterConfig, results: Mapping[str, Any], warni
         [
             f"Trained parameters: {config.trained_parameters:,}",
             f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
+            *_format_quantization(recipe),
             *_format_classes(config),
             f"Seed: {recipe['seed']}; epoch {results['selected_epoch']} was kept{chosen}",
             *_format_start(config),
@@ -53,6 +54,7 @@ def format_saved_card(config: AdapterConfig) -> str:
         [
             f"Trained parameters: {config.trained_parameters:,}",
             f"Backbone fingerprint: {_format_digest(config.backbone_fingerprint)}",
+            *_format_quantization(recipe),
             *([f"Classes: {len(config.classes)}"] if config.classes else []),
             "Saved in Python; how it was trained is not recorded",
         ],
@@ -64,7 +66,11 @@ def format_artifact_card(backbone: str, fingerprint: str, recipe: Mapping[str, A
     """Return the card of a pre-tuned artifact, made with `recipe` for the backbone with this fingerprint."""
     return _format_card(
         f"Feedback path for {backbone}, pre-tuned on {recipe['dataset']['name']}",
-        [f"Backbone fingerprint: {_format_digest(fingerprint)}", f"Seed: {recipe['seed']}"],
+        [
+            f"Backbone fingerprint: {_format_digest(fingerprint)}",
+            *_format_quantization(recipe),
+            f"Seed: {recipe['seed']}",
+        ],
         f"```\ntoast tune --backbone {quote_argument(backbone)} --dataset DATA --init-from PATH_OF_THIS_FOLDER\n```\n",
     )
 
@@ -109,6 +115,7 @@ def format_transformers_card(loaded: LoadedModel, published: AdapterConfig, dtyp
         f"Weights: {dtype}" + (", folded: for inference only" if config.folded else ""),
         f"Data: {_format_section(recipe['dataset'])}",
         f"Backbone: {recipe['backbone']['name']}, fingerprint {_format_digest(config.backbone_fingerprint)}",
+        *_format_quantization(recipe),
         *_format_lineage(results, recipe, published),
         f"Licence of the backbone: {licence or 'not recorded; see the source of its weights'}",
         *_format_metrics(results),
@@ -146,6 +153,12 @@ def _format_classes(config: AdapterConfig) -> list[str]:
         return [f"Numbers, in the units of the data: {', '.join(config.classes)}"]
     noun = "Labels" if config.recipe["task"]["name"] == "multilabel" else "Classes"
     return [f"{noun}: {len(config.classes)}"]
+
+
+def _format_quantization(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the format of the backbone's linear layers, if they are quantized."""
+    kind = recipe["backbone"].get("quantize")
+    return [] if kind is None else [f"Backbone quantization: {kind}"]
 
 
 def _format_digest(digest: str) -> str:

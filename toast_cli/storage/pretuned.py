@@ -33,7 +33,7 @@ from toast_cli.storage.checksums import (
     read_metadata,
     write_checksummed_tensors,
 )
-from toast_cli.storage.load_model import LoadedModel, rebuild_model
+from toast_cli.storage.load_model import LoadedModel, check_quantization, rebuild_model
 from toast_cli.storage.model_card import format_artifact_card
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.config import NamedOptions
@@ -213,6 +213,7 @@ def initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Lineag
             what_to_do="Leave --init-from out, or use toast or toast-lite.",
             code="artifact.no-feedback-path",
         )
+    check_quantization(path, lineage.recipe, model.backbone)
     if lineage.backbone_fingerprint not in (
         model.backbone_fingerprint,
         compute_fingerprint_at_size(lineage.recipe["backbone"], recipe),

@@ -22,6 +22,8 @@ RECORDED_PACKAGES = (
     "transformers",
     "peft",
     "accelerate",
+    "torchao",
+    "bitsandbytes",
     "safetensors",
     "numpy",
     "pillow",

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from toast_cli.backbones.conformance import check_backbone
+from toast_cli.backbones.quantized_linear import count_parameters
 from toast_cli.data.base import (
     BatchLoader,
     BatchOptions,
@@ -31,7 +32,7 @@ from toast_cli.training.continuation.start import Start, initialize_model
 from toast_cli.training.data.packing import check_packing
 from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
-from toast_cli.training.distributed.fsdp import check_sharding, check_uniform_forward_calls, shard_model, shard_module
+from toast_cli.training.distributed.fsdp import check_shardable, check_sharding, shard_model, shard_module
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.plan.memory import MemoryEstimate, estimate_memory
 from toast_cli.training.step import freeze_parameters_for_pretuning
@@ -99,7 +100,7 @@ class Session:
         """Return the trained and total parameters, and the FLOPs of the model and the plain backbone."""
         return {
             "trained_parameters": count_elements(self.model.get_trained_parameters().values()),
-            "total_parameters": count_elements(self.model.parameters()),
+            "total_parameters": count_parameters(self.model),
             **count_flops(self.model),
         }
 
@@ -117,7 +118,7 @@ class Session:
 
     def find_recommended_rate(self) -> RateChoice:
         """Return the recommended learning rate of this method and model."""
-        parameters = count_elements(self.model.adapted.network.parameters())
+        parameters = count_parameters(self.model.adapted.network)
         return find_recommended_rate(self.recipe.method.name, parameters)
 
     def describe_backbone(self) -> list[str]:
@@ -214,7 +215,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
     if recipe.pretuning is not None:
         freeze_parameters_for_pretuning(model, recipe.pretuning)
     if recipe.training.shard:
-        check_uniform_forward_calls(model)
+        check_shardable(model)
     check_compiling(model, accelerator)
     start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
     session = Session(recipe, data, model, accelerator, start)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.config import JsonDict
@@ -72,7 +73,12 @@ class BaseOptions(BaseModel):
 
 
 class NamedOptions(BaseOptions):
-    """A section of a recipe. Its `name` selects the plugin that defines the other fields."""
+    """A section of a recipe. Its `name` selects the plugin that defines the other fields.
+
+    `absent_fields` maps fields that only some plugins define to what to say to users of the others.
+    """
+
+    absent_fields: ClassVar[Mapping[str, str]] = {}
 
     name: str
 

@@ -19,7 +19,7 @@ from toast_cli.tasks.iou import SegmentationMeter
 from toast_cli.tasks.segmentation import Segmentation, SegmentationOptions
 from toast_cli.tasks.sliding_window import compute_window_starts, predict_sliding_window
 from toast_cli.tasks.upernet import SegmentationHead, extract_feature_maps, select_pyramid_levels
-from toast_cli.training.distributed.fsdp import check_uniform_forward_calls
+from toast_cli.training.distributed.fsdp import check_shardable
 from toast_cli.training.optimization import make_scheduler
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
@@ -335,9 +335,9 @@ def test_the_epoch_is_chosen_by_mean_iou_and_not_by_pixels() -> None:
 
 def test_a_model_that_windows_slide_over_is_not_divided_among_processes_which_would_wait_for_ever() -> None:
     with pytest.raises(UsageError) as refused:
-        check_uniform_forward_calls(model_of("linear"))
+        check_shardable(model_of("linear"))
     assert refused.value.code == "training.uneven-forward-calls"
-    check_uniform_forward_calls(model_of("linear", evaluation="whole"))
+    check_shardable(model_of("linear", evaluation="whole"))
 
 
 @pytest.mark.parametrize("scale", [[0, 1], [2, 0.5], [-1, 1]])

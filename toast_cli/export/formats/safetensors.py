@@ -20,7 +20,7 @@ def write_safetensors(loaded: LoadedModel, wanted: ExportRequest, path: Path) ->
     """Write the requested part of a run in the requested data type.
 
     `adapter` and `full` are for `--run`, `artifact` is for `--init-from`. `backbone` is for `--weights`: it has the
-    parameter names of the network, and low-rank factors are merged into its weights.
+    parameter names of the network, low-rank factors are merged into its weights, and quantized ones are dequantized.
 
     Raises:
         UsageError: PEFT's changes to the backbone cannot be merged, or there is nothing to fold.
@@ -102,7 +102,8 @@ def reopen_safetensors(wanted: ExportRequest, path: Path) -> ExportRunner:
         return lambda named: compute_outputs(model, named)
     assert wanted.backbone_options is not None
     card = registry.load_backbone_card(wanted.backbone_options["name"])
-    backbone = card.build(card.options(**{**wanted.backbone_options, "weights": str(path)}))
+    options = {name: value for name, value in wanted.backbone_options.items() if name != "quantize"}
+    backbone = card.build(card.options(**{**options, "weights": str(path)}))
     backbone.module.float().eval()
 
     def run(named: dict[str, Tensor]) -> Outputs:

@@ -16,6 +16,7 @@ from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, read_adapter
+from toast_cli.storage.load_model import check_quantization
 from toast_cli.storage.pretuned import compute_fingerprint_at_size
 from toast_cli.training.continuation.head_rows import (
     HEAD_PREFIX,
@@ -99,6 +100,8 @@ def initialize_from_tuned_model(path: Path, model: Model, recipe: Recipe, classe
     places = {**model.get_trained_parameters(), **model.get_frozen_additions()}
     own = {name: place for name, place in places.items() if not name.startswith(HEAD_PREFIX)}
     found = _select_method_tensors(path, model, recipe, earlier, tensors, own)
+    if found:
+        check_quantization(path, config.recipe, model.backbone)
     _check_fingerprint(path, model, recipe, earlier, config, found)
     copy_tensors(found, own)
     head = initialize_head(model, recipe, classes, earlier, config.classes, tensors)

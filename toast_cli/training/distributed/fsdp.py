@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.export import register_dataclass
 
 from toast_cli.backbones.base import Readout
+from toast_cli.backbones.quantized_linear import get_quantization
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import PassOutputs, Steering
 from toast_cli.utils.errors import UsageError
@@ -37,12 +38,23 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
 
 
-def check_uniform_forward_calls(model: Model) -> None:
-    """Check that all processes run a sharded model equally often; otherwise the collectives would deadlock.
+def check_shardable(model: Model) -> None:
+    """Check that a model can be sharded.
+
+    All processes must run it equally often; otherwise the collectives would deadlock. FSDP shards parameters alone, and
+    the packed weights of a quantized backbone are buffers: every process would hold all of them.
 
     Raises:
-        UsageError: the number of forward passes depends on the image, as with a sliding window.
+        UsageError: the number of forward passes depends on the image, as with a sliding window; or the backbone is
+            quantized.
     """
+    if (kind := get_quantization(model.backbone.module)) is not None:
+        raise UsageError(
+            f"training.shard cannot shard a backbone in {kind}.",
+            "FSDP shards parameters, and packed weights are none.",
+            "Leave training.shard or backbone.quantize out.",
+            code="training.conflicting-options",
+        )
     if model.objective.has_variable_cost:
         raise UsageError(
             "training.shard needs the same number of forward passes in every process.",

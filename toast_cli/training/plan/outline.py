@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone
+from toast_cli.backbones.quantized_linear import count_parameters
 from toast_cli.model.model import BackboneSnapshot, BuiltBackbone, Model, PlainPass, build_model, count_elements
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.plan.memory import (
@@ -97,13 +98,9 @@ def outline_model(recipe: Recipe, outline: Outline) -> OutlinedModel:
     alike = bool(parts) and all(
         extrapolate_to_levels((count(parts[0]), count(parts[1])), MEASURED_LEVELS, len(whole.backbone.levels))
         == count(whole)
-        for count in (_count_parameters, _count_trained)
+        for count in (count_parameters, _count_trained)
     )
     return OutlinedModel(whole, parts if alike else (whole,))
-
-
-def _count_parameters(model: Model) -> int:
-    return count_elements(model.parameters())
 
 
 def _count_trained(model: Model) -> int:
