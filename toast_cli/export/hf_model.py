@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,7 @@ from toast_cli.storage.card_usage import EXAMPLE_QUESTION, PromptFormat
 from toast_cli.storage.load_model import LoadedModel, load_model
 from toast_cli.utils.errors import ToastError
 
+SENTENCEPIECE_FILE = "tokenizer.model"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -271,6 +274,19 @@ def save_merged_model(loaded: LoadedModel, dtype: torch.dtype, folder: Path) -> 
     if module.config.tie_word_embeddings and inputs.weight is not outputs.weight:
         module.config.tie_word_embeddings = False  # the output layer was adapted, so it is no longer the embedding
     module.save_pretrained(folder)
+    if loaded.model.backbone.tokenizer is not None:
+        _copy_sentencepiece_model(loaded.model.backbone.tokenizer, folder)
+
+
+def _copy_sentencepiece_model(tokenizer: Any, folder: Path) -> None:
+    """Copy the file that the converter of llama.cpp reads for some families, such as Gemma, if the backbone has it.
+
+    transformers writes only tokenizer.json.
+    """
+    with suppress(OSError):  # the tokenizer is from neither a folder nor the cache of the hub
+        file = cached_file(tokenizer.name_or_path, SENTENCEPIECE_FILE, local_files_only=True)
+        if file is not None and not (folder / SENTENCEPIECE_FILE).exists():
+            shutil.copyfile(file, folder / SENTENCEPIECE_FILE)
 
 
 def register() -> None:

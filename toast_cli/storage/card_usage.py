@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toast_cli.backbones.base import Preprocessing
 
 EXAMPLE_QUESTION = "Name three birds."
 """The question whose prompt is shown on the cards of language models."""
@@ -88,19 +92,23 @@ def format_peft_text_usage(base_model: str, prompt: PromptFormat) -> str:
     )
 
 
-def format_peft_image_usage(model: str, classes: int, arguments: str) -> str:
+def format_peft_image_usage(model: str, classes: int, arguments: str, preprocessing: Preprocessing) -> str:
     """Return how to use an adapter in the format of PEFT on an image classifier of timm.
 
     Args:
         model: timm's name of the model.
         classes: Number of classes.
         arguments: Further arguments of `timm.create_model`, as Python code.
+        preprocessing: How images are prepared.
     """
+    height, width = preprocessing.image_size
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     return (
         "```python\nimport timm\nfrom peft import PeftModel\n\n"
         f'model = timm.create_model("{model}", num_classes={classes}{arguments})\n'
         'model = PeftModel.from_pretrained(model, "THIS_FOLDER").eval()\n'
-        "logits = model(images)  # [B, classes]; the classifier is part of the adapter\n```\n"
+        "logits = model(images)  # [B, classes]; the classifier is part of the adapter\n```\n\n"
+        f"Images are {height} × {width} pixels in 0..1, normalized by the mean {mean} and the deviation {std}.\n"
     )
 
 

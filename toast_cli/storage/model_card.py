@@ -230,8 +230,8 @@ def _format_test_evaluations(results: Mapping[str, Any]) -> list[str]:
 def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any], config: AdapterConfig) -> list[str]:
     """Return the origin of the trained tensors: an imported checkpoint, or the initial feedback path."""
     if "imported_from" not in results:
-        start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
-        origin = _format_start(config) or [f"Feedback path from: {start}"]
+        start = recipe["init_from"] or recipe["method"].get("start")
+        origin = _format_start(config) or ([f"Feedback path from: {start}"] if start else [])
         return [*origin, f"Seed: {recipe['seed']}"]
     return [
         f"Imported from: {_format_origin(results)}",

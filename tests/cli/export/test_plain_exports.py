@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.cli.conftest import toast
+from tests.cli.conftest import TINY_DEMO, toast
 from tests.language import instructions, make_model, write_json
 from toast_cli.data.text.chat_templates import encode_prompt
 from toast_cli.data.text.turns import Turn
@@ -53,7 +54,7 @@ answer = tokenizer.decode(written[0, start:], skip_special_tokens=True)
 print(json.dumps({
     "prompt": inputs["input_ids"][0].tolist(),
     "answer": answer,
-    "ended": written[0, -1].item(),
+    "ended": written[0, -1].item() == tokenizer.eos_token_id,
     "stops": settings.eos_token_id,
     "toast": "toast_cli" in sys.modules,
 }))
@@ -72,6 +73,7 @@ def open_plain(folder: Path, out: Path, base: Path | None = None) -> tuple[dict[
 def tune(here: Path, method: str, *options: str, chat: bool = False, tied: bool = True, dtype: str = "float32") -> Path:
     """Tune a tiny model in a folder `model`, and return the run."""
     make_model(here / "model", chat=chat, tied=tied)
+    (here / "model" / "tokenizer.model").write_bytes(b"sentencepiece")
     if dtype != "float32":
         stored = AutoModelForCausalLM.from_pretrained(here / "model", dtype=dtype)
         stored.save_pretrained(here / "model")
@@ -80,6 +82,10 @@ def tune(here: Path, method: str, *options: str, chat: bool = False, tied: bool 
     said = toast("tune", *words, "--output-dir", here / "run", *SHORT, *options)
     assert said.code == 0, said.err
     return here / "run"
+
+
+def list_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def read_texts(folder: Path) -> str:
@@ -104,7 +110,9 @@ def test_programs_without_toast_open_both_formats(here: Path, method: str, chat:
 
     assert (done := toast("export", "--run", run, "--format", "hf", "--out", here / "hf")).code == 0, done.err
     told, logits = open_plain(here / "hf", here / "hf-out")
-    assert told == {"prompt": prompt, "answer": answer, "ended": 2, "stops": 2, "toast": False}
+    # In bfloat16, the run has not learned to end its answers.
+    expected = {"prompt": prompt, "answer": answer, "stops": 2, "toast": False, "ended": dtype == "float32"}
+    assert told == expected
     with torch.no_grad():
         exact = loaded.model.float()({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert (logits - exact).abs().max() < 1e-5 * max(1, exact.std())
@@ -115,18 +123,19 @@ def test_programs_without_toast_open_both_formats(here: Path, method: str, chat:
     ):
         assert set(ours.keys()) == set(theirs.keys())
         assert ours.metadata() == {"format": "pt"}
+    own = {"README.md", "chat_template.jinja", "export_report.json", "toast_config.json"}
+    assert list_names(here / "hf") - own == list_names(here / "model") - own
     config, before = (json.loads((here / name / "config.json").read_text()) for name in ("hf", "model"))
     assert config == before | {"dtype": "float32"}
     assert str(here) not in read_texts(here / "hf")
-    measured = [json.loads(toast("eval", "--run", place, "--json").out)["test"]["loss"] for place in (run,)]
-    data = ["--dataset", f"alpaca:{here / 'data.json'}"]
-    whole = toast("eval", "--run", here / "hf", *data, "--split", "test", "--json")
+    measured = json.loads((run / "results.json").read_text())["test"]["loss"]
+    data = ["--dataset", f"alpaca:{here / 'data.json'}", "--split", "test"]
+    whole = toast("eval", "--run", here / "hf", *data, "--json")
     assert whole.code == 0, whole.err
-    assert json.loads(whole.out)["test"]["loss"] == pytest.approx(measured[0], rel=1e-2 if dtype != "float32" else 1e-5)
-    assert (
-        json.loads(toast("generate", "--run", here / "hf", QUESTION, "--max-new-tokens", "8", "--json").out)["answer"]
-        == answer
-    )
+    loss = json.loads(whole.out)["test"]["loss"]
+    assert loss == pytest.approx(measured, rel=1e-5 if dtype == "float32" else 1e-2)
+    said = toast("generate", "--run", here / "hf", QUESTION, "--max-new-tokens", "8", "--json")
+    assert json.loads(said.out)["answer"] == answer
 
     done = toast("export", "--run", run, "--format", "peft", "--out", here / "peft")
     if method == "full":
@@ -134,7 +143,7 @@ def test_programs_without_toast_open_both_formats(here: Path, method: str, chat:
         return
     assert done.code == 0, done.err
     told, logits = open_plain(here / "peft", here / "peft-out", base=here / "model")
-    assert told == {"prompt": prompt, "answer": answer, "ended": 2, "stops": 2, "toast": False}
+    assert told == expected
     assert (logits - stock).abs().max() < 1e-5 * max(1, stock.std())
     adapter = json.loads((here / "peft" / "adapter_config.json").read_text())
     assert (adapter["peft_type"], adapter["task_type"], adapter["inference_mode"]) == ("LORA", "CAUSAL_LM", True)
@@ -175,14 +184,17 @@ def test_an_adapted_output_layer_leaves_the_tied_embedding_as_it_is(here: Path) 
         ("peft:dora", ["method.options={r: 4}"]),
         ("peft:lora", ["method.options={r: 4, use_rslora: true}"]),
         *(
-            pytest.param(f"peft:{kind}", [], marks=pytest.mark.nightly)
-            for kind in ("ia3", "loha", "lokr", "hra", "oft", "boft", "ln_tuning", "fourierft", "adalora", "road")
+            pytest.param(f"peft:{kind}", [f"method.options={options}"], marks=pytest.mark.nightly)
+            for kind, options in {
+                **dict.fromkeys(("ia3", "loha", "lokr", "hra", "oft", "boft", "delora", "shira", "miss", "hira"), "{}"),
+                "ln_tuning": "{target_modules: [input_layernorm, norm]}",
+                "fourierft": "{n_frequency: 16}",
+                "road": "{group_size: 8}",
+            }.items()
         ),
     ],
 )
 def test_relatives_of_lora_are_exported_in_both_formats(here: Path, method: str, options: list[str]) -> None:
-    if method == "peft:ln_tuning":
-        options = ["method.options={target_modules: [input_layernorm, norm]}"]
     run = tune(here, method, *options)
     for form in ("peft", "hf"):
         done = toast("export", "--run", run, "--format", form, "--out", here / form)
@@ -228,6 +240,29 @@ def test_cards_tell_how_to_prompt_and_serve(here: Path, text_run: Path) -> None:
         assert words in card and "<|user|>Name three birds.</s><|assistant|>" in card and "toast serve" not in card
         exec(compile(card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(here / form))
                      .replace("./model", str(here / "model")), form, "exec"), {})  # fmt: skip
+
+
+@pytest.mark.usefixtures("quickly")
+def test_an_adapter_of_an_image_classifier_has_its_head_as_the_classifier_of_timm(here: Path) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), here / "own.safetensors")
+    words = ["--backbone", "vit:test_vit", "--weights", "own.safetensors", "--method", "lora", "backbone.image_size=64"]
+    assert toast("tune", *TINY_DEMO, *words, "training.lr=0.01", "--output-dir", "run").code == 0
+    done = toast("export", "--run", "run", "--format", "peft", "--out", "peft")
+    assert done.code == 0, done.err
+    images = torch.randn(3, 3, 64, 64)
+    card = (here / "peft" / "README.md").read_text()
+    names: dict[str, Any] = {"images": images}
+    exec(card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(here / "peft")), names)
+    with torch.no_grad():
+        assert (names["logits"] - load_model(here / "run").model(images)).abs().max() < 1e-5
+    assert json.loads((here / "peft" / "adapter_config.json").read_text())["modules_to_save"] == ["head"]
+    assert "64 × 64 pixels" in card and f"{len(names['logits'][0]) - 1}. " in card
+    toast(
+        "tune", *TINY_DEMO, "--backbone", "vit:test_vit", "--weights", "none", "--method", "lora", "--output-dir", "r"
+    )
+    said = toast("export", "--run", "r", "--format", "peft")
+    said.fails(2, "random weights", error="export.backbone-without-source")
 
 
 def test_the_base_model_is_the_one_of_the_hub(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

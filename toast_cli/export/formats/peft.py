@@ -29,29 +29,32 @@ _REASONS = {
     "linear": "It trains a head alone.",
     "vpt": "Its tokens are not layers of PEFT.",
 }
-"""Why runs of other methods are no adapters of PEFT; the others have a second pass."""
+"""Why runs of other methods are no adapters of PEFT."""
 
 
 def check_peft(loaded: LoadedModel, wanted: ExportRequest) -> None:
     """Check that a run has layers of PEFT, on a backbone that its users can load.
 
     Raises:
-        UsageError: It has none, or the backbone has random weights, or its classifier is no layer of timm's model.
+        UsageError: It has none, or nobody else can load the backbone, or the head is no classifier of a timm model.
     """
     model, recipe = loaded.model, loaded.recipe
     if not hasattr(model.backbone.module, "peft_config"):
+        other = "It adds no layers of PEFT to the backbone."
+        if model.adapted.steering is not None:
+            other = "Its second pass is not a layer that PEFT could add."
         raise UsageError(
             f"A run of '{recipe.method.name}' cannot be exported to peft.",
-            _REASONS.get(recipe.method.name, "Its second pass is not a layer that PEFT could add."),
+            _REASONS.get(recipe.method.name, other),
             "Use --format hf, or --format safetensors.",
             code="export.not-a-peft-adapter",
         )
-    if recipe.backbone.weights == "none":
+    if recipe.backbone.weights == "none" or (find_base_model(loaded) or _name_local_base(loaded)) is None:
         raise UsageError(
-            "This run cannot be exported to peft: its backbone has random weights.",
-            "Nobody else can load the backbone that the adapter belongs to.",
+            "This run cannot be exported to peft: PEFT has to load its backbone.",
+            "The backbone has random weights, or is neither on the hub nor a file or folder of yours.",
             "Use --format hf, or --format safetensors --what full.",
-            code="export.random-backbone",
+            code="export.backbone-without-source",
         )
     if model.backbone.preprocessing is not None and _find_classifier(model) is None:
         raise UsageError(
@@ -168,10 +171,15 @@ def _describe_usage(loaded: LoadedModel, base: str | None, path: Path) -> str:
     if backbone.preprocessing is None:
         prompt = PromptFormat(None, False) if backbone.tokenizer is None else save_text_settings(loaded, path)
         return format_peft_text_usage(base or "BACKBONE", prompt)
-    config: Any = getattr(backbone.module, "pretrained_cfg", {})
-    name = ".".join(part for part in (config.get("architecture"), config.get("tag")) if part)
-    place = f', checkpoint_path="{base}"' if loaded.recipe.backbone.weights else ", pretrained=True"
-    return format_peft_image_usage(name, len(loaded.classes), place)
+    timm_config: Any = getattr(backbone.module, "pretrained_cfg", {})
+    name = ".".join(part for part in (timm_config.get("architecture"), timm_config.get("tag")) if part)
+    named = loaded.recipe.backbone
+    arguments = ", pretrained=True"
+    if named.weights is not None:
+        arguments += f', pretrained_cfg_overlay={{"file": "{base}"}}'
+    if (size := getattr(named, "image_size", None)) is not None:
+        arguments += f", img_size={size}"
+    return format_peft_image_usage(name, len(loaded.classes), arguments, backbone.require_preprocessing())
 
 
 FORMAT = ExportFormat(
