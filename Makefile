@@ -38,7 +38,7 @@ test-trackers:
 # TRL on an exported folder, in an environment of its own: nothing else needs it.
 test-trl:
 	$(MAKE) install VENV=$(VENV)-trl
-	$(subst $(VENV),$(VENV)-trl,$(BIN))/python -m pip install --quiet "trl>=@@V@@"
+	$(subst $(VENV),$(VENV)-trl,$(BIN))/python -m pip install --quiet "trl>=1.16"
 	$(subst $(VENV),$(VENV)-trl,$(PYTEST)) -rs -m nightly tests/slow/test_trl.py
 
 lint: $(VENV)/installed

@@ -226,12 +226,6 @@ def find_adapter_folder(path: Path) -> Path:
             "Open it with PeftModel.from_pretrained, or name the run that it was exported from.",
             code="adapter.peft-format",
         )
-    if (folder / MERGED_CONFIG_FILE).is_file():
-        raise UsageError(
-            f"{path} has no adapter: what the run trained is part of the weights of the model.",
-            what_to_do=f"Name the folder as the backbone: --backbone llama:{path}",
-            code="adapter.merged",
-        )
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return folder
     if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():

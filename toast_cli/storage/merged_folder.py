@@ -10,7 +10,6 @@ from pathlib import Path
 
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
-from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import FORMAT, MERGED_CONFIG_FILE, AdapterConfig
 from toast_cli.storage.checksums import add_checksum, parse_record
 from toast_cli.utils.errors import ToastError
@@ -25,10 +24,10 @@ def write_merged_record(folder: Path, config: AdapterConfig) -> None:
     write_json(folder / MERGED_CONFIG_FILE, add_checksum(asdict(replace(config, whole=True)), weights))
 
 
-def read_merged_record(folder: Path) -> tuple[AdapterConfig, Recipe] | None:
-    """Return configuration and recipe of the model in a folder; None if it has no record.
+def read_merged_config(folder: Path) -> AdapterConfig | None:
+    """Return the configuration of the run whose model a folder holds; None if the folder has no record.
 
-    The method is `full` whatever the run's was: what it trained is now part of the weights. The backbone is the folder.
+    The backbone of its recipe is the folder, and what the method trained is part of the weights.
 
     Raises:
         ToastError: The record or the weights are damaged.
@@ -46,8 +45,7 @@ def read_merged_record(folder: Path) -> tuple[AdapterConfig, Recipe] | None:
             "--backbone.",
             code="adapter.damaged",
         ) from error
-    recorded = build_recipe({**config.recipe, "method": {"name": "full"}}, {}, origin=str(folder))
+    recorded = build_recipe(config.recipe, {}, origin=str(folder))
     recorded = resolve_recorded_backbone(recorded, config.toast_version)
     backbone = {"name": f"{recorded.plugins.backbone.family}:{folder}"}
-    values = {**recorded.model_dump(mode="json"), "backbone": backbone}
-    return replace(config, recipe=values), build_recipe(values, {}, origin=str(folder))
+    return replace(config, recipe={**recorded.model_dump(mode="json"), "backbone": backbone})

@@ -92,9 +92,14 @@ def read_texts(folder: Path) -> str:
     return "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md", ".jinja"))
 
 
+@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(
     ("method", "chat", "tied", "dtype"),
-    [("lora", True, True, "float32"), ("lora", False, False, "bfloat16"), ("full", False, True, "float32")],
+    [
+        ("lora", True, True, "float32"),
+        ("full", False, True, "float32"),
+        pytest.param("lora", False, False, "bfloat16", marks=pytest.mark.nightly),
+    ],
 )
 def test_programs_without_toast_open_both_formats(here: Path, method: str, chat: bool, tied: bool, dtype: str) -> None:
     run = tune(here, method, *([ALL_LINEAR] if method == "lora" else []), chat=chat, tied=tied, dtype=dtype)
@@ -216,7 +221,12 @@ def test_other_commands_name_folders_that_they_do_not_read(here: Path) -> None:
         assert toast("export", "--run", run, "--format", form, "--out", here / form).code == 0
     toast("eval", "--run", here / "peft").fails(2, "PeftModel.from_pretrained", error="adapter.peft-format")
     data = ["--dataset", f"alpaca:{here / 'data.json'}"]
-    toast("tune", "--init-from", here / "hf", *data).fails(2, "--backbone", error="adapter.merged")
+    further = toast("tune", "--init-from", here / "hf", *data, *SHORT, "--output-dir", here / "further")
+    assert further.code == 0 and "lora starts fresh" in further.err + further.out, further.err
+    before, after = (json.loads((here / name / "results.json").read_text()) for name in ("run", "further"))
+    assert after["validation_before"]["loss"] == pytest.approx(before["validation"]["loss"], rel=1e-4)
+    other = ["--backbone", f"llama:{here / 'model'}"]
+    toast("tune", "--init-from", here / "hf", *data, *other).fails(2, error="adapter.wrong-backbone")
     toast("export", "--run", here / "hf", "--weights", here / "model").fails(2, error="weights.not-needed")
     again = toast("export", "--run", here / "hf", "--format", "hf", "--out", here / "again")
     assert again.code == 0, again.err
