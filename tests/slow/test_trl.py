@@ -22,9 +22,9 @@ def test_the_documented_dpo_prefers_the_chosen_answers(tmp_path: Path, monkeypat
     pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "model", chat=True)
-    data = write_json(tmp_path / "data.json", instructions(40))
+    data = write_json(tmp_path / "data.json", instructions(100))
     words = ["--backbone", f"llama:{tmp_path / 'model'}", "--dataset", f"alpaca:{data}", "--method", "lora"]
-    assert toast("tune", *words, "--output-dir", "runs/mine", "training.epochs=2", "training.lr=0.01").code == 0
+    assert toast("tune", *words, "--output-dir", "runs/mine", "training.epochs=5", "training.lr=0.03").code == 0
     assert toast("export", "--run", "runs/mine", "--format", "hf", "--out", "mine").code == 0
     pairs = [
         {
@@ -48,10 +48,11 @@ def test_the_documented_dpo_prefers_the_chosen_answers(tmp_path: Path, monkeypat
     state = json.loads(next(Path("mine-dpo").rglob("trainer_state.json")).read_text())
     margins = [entry["rewards/margins"] for entry in state["log_history"] if "rewards/margins" in entry]
     assert margins[-1] > max(0.0, margins[0])
-    before, after = (load_file(f"{name}/model.safetensors") for name in ("mine", "mine-dpo"))
-    assert before.keys() == after.keys() and any((before[name] != after[name]).any() for name in before)
+    first, second = (load_file(f"{name}/model.safetensors") for name in ("mine", "mine-dpo"))
+    assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
     answers = {
         place: json.loads(toast("generate", *place, "Say it, 3.", "--max-new-tokens", "4", "--json").out)["answer"]
         for place in (("--run", "mine"), ("--backbone", f"llama:{tmp_path / 'mine-dpo'}"))
     }
-    assert list(answers.values()) == ["yes", "no"]
+    before, after = answers.values()
+    assert before == "yes" and after.startswith("no")
