@@ -13,7 +13,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: install demo test-fast test test-all test-trackers lint hooks docs docs-serve dist lock clean
+.PHONY: install demo test-fast test test-all test-trackers test-trl lint hooks docs docs-serve dist lock clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,12 @@ test-trackers:
 	$(MAKE) install VENV=$(VENV)-trackers
 	$(subst $(VENV),$(VENV)-trackers,$(BIN))/python -m pip install --quiet --editable ".[trackers]"
 	$(subst $(VENV),$(VENV)-trackers,$(PYTEST)) -rs tests/unit/training/test_trackers.py
+
+# TRL on an exported folder, in an environment of its own: nothing else needs it.
+test-trl:
+	$(MAKE) install VENV=$(VENV)-trl
+	$(subst $(VENV),$(VENV)-trl,$(BIN))/python -m pip install --quiet "trl>=1.16"
+	$(subst $(VENV),$(VENV)-trl,$(PYTEST)) -rs -m nightly tests/slow/test_trl.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -72,4 +78,4 @@ lock: pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-trackers
+	rm -rf $(VENV) $(VENV)-trackers $(VENV)-trl

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +36,7 @@ from toast_cli.data.text.chat_templates import (
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.turns import Conversation, Turn
+from toast_cli.export.base import ExportRequest
 from toast_cli.export.formats.hf import write_hf
 from toast_cli.export.hf_model import register
 from toast_cli.model.generation import TextGenerator
@@ -349,7 +349,7 @@ def test_a_base_model_with_a_chatml_template_stops(base: tuple[Model, Recipe], t
     ended = writer.answer([Turn("user", "Hi")], logits_processor=[dictation], eos_token_id=None, max_new_tokens=30)
     assert "<|im_end|>\n and" in ended  # whoever sets the end has that end
     config = build_adapter_config(model, recipe, ())
-    request: Any = SimpleNamespace(dtype="float32", fold=False)
+    request = ExportRequest("full")
     write_hf(LoadedModel(model, recipe, (), config, tmp_path), request, tmp_path / "hf")
     assert GenerationConfig.from_pretrained(tmp_path / "hf").stop_strings == ["<|im_end|>"]
     register()

@@ -13,7 +13,6 @@ import base64
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +38,7 @@ from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.token_limits import get_padding_token
 from toast_cli.data.text.turns import Conversation, Turn
+from toast_cli.export.base import ExportRequest
 from toast_cli.export.formats.hf import write_hf
 from toast_cli.export.hf_model import register
 from toast_cli.export.read_checkpoint import read_checkpoint
@@ -504,7 +504,7 @@ def test_an_exported_folder_asks_and_stops_as_the_run_was_trained(folder: Path, 
     recipe = build_recipe(raw, {}, origin="test")
     model = build_model(recipe, ())
     config = build_adapter_config(model, recipe, ())
-    request: Any = SimpleNamespace(dtype="float32", fold=False)
+    request = ExportRequest("full")
     write_hf(LoadedModel(model, recipe, (), config, tmp_path), request, tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)["input_ids"]

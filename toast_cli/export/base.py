@@ -33,6 +33,7 @@ class ExportRequest:
         normalize: Whether to normalize inside the graph, so that the input is pixels in [0, 1].
         backbone_weights: Source of the backbone weights (file, folder or keyword); None uses that of the run.
         backbone_options: Backbone section of the run's recipe.
+        merge: Whether to export the backbone alone, as a model of its own library: PEFT's layers are merged into it.
     """
 
     part: str
@@ -42,6 +43,7 @@ class ExportRequest:
     normalize: bool = False
     backbone_weights: str | None = None
     backbone_options: Mapping[str, Any] | None = None
+    merge: bool = False
 
 
 Outputs: TypeAlias = "dict[str, Tensor]"
@@ -59,13 +61,16 @@ class ExportFormat:
         suffix: Suffix of the file; empty for a folder.
         parts: Values of `--what` that the format supports. The first one is the default (`artifact` if pre-tuned).
         write: Writes an export to a path in an empty folder. Further files next to it are also kept. If the request has
-            `fold`, the feedback path of the given model is folded already.
+            `fold`, the feedback path of the given model is folded already; if it has `merge`, PEFT's layers are merged.
         reopen: Loads the export in another process, as its users would, to compare it with the run. It must accept
             batches of any size.
         tolerance: Largest allowed difference by data type, in standard deviations of the output. The reference is the
             run with its weights rounded to that type. Its keys are the values of `--dtype` that the format supports.
         graph: Whether the format is a graph of operations, which is always folded and supports maps and normalization.
         loads: Name of the software that loads the export.
+        merges: Whether a language model that runs one pass is exported as a model of its own library (see
+            `ExportRequest.merge`).
+        check: Raises a UsageError for a run that the format cannot hold, before anything is computed.
     """
 
     suffix: str
@@ -75,6 +80,8 @@ class ExportFormat:
     tolerance: Mapping[str, float]
     graph: bool = False
     loads: str = "toast"
+    merges: bool = False
+    check: Callable[[LoadedModel, ExportRequest], None] = lambda loaded, wanted: None
 
 
 def log_stage(text: str) -> None:

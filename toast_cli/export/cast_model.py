@@ -11,7 +11,7 @@ from torch import Tensor
 from toast_cli.backbones.base import Backbone
 from toast_cli.export.base import ExportRequest, Outputs
 from toast_cli.export.verification_outputs import ModelGraph, compute_backbone_features, compute_requested_outputs
-from toast_cli.model.model import fold_model, get_merged_state_dict
+from toast_cli.model.model import fold_model, get_merged_state_dict, merge_model
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.storage.pretuned import get_feedback_tensors
@@ -22,8 +22,8 @@ def make_reference_runner(
 ) -> Callable[[dict[str, Tensor]], Outputs]:
     """Return a function that runs the model with the weights of an export, without writing it.
 
-    The exported weights are folded if requested and rounded to `dtype`. A graph also computes in `dtype`; other formats
-    compute in float32.
+    The exported weights are folded or merged if requested, and rounded to `dtype`. A graph also computes in `dtype`;
+    other formats compute in float32.
     """
     kind: torch.dtype = getattr(torch, dtype)
     model = loaded.model
@@ -31,6 +31,11 @@ def make_reference_runner(
         network = {name: _round_to_dtype(tensor, kind) for name, tensor in get_merged_state_dict(model).items()}
         refilled = _rebuild_backbone(loaded, network)
         return lambda named: {"features": compute_backbone_features(refilled, named)}
+    if wanted.merge:
+        model = merge_model(model)
+        for tensor in model.get_network_tensors().values():
+            tensor.data.copy_(_round_to_dtype(tensor.data, kind))
+        return lambda named: compute_requested_outputs(model, wanted, named)
     if wanted.fold and isinstance(model.adapted.steering, Steering):
         model = fold_model(model)
     # Copy after folding: a model finds the parameters of its method by tensor identity with the backbone's. In a copy

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from toast_cli.storage.adapter import ADAPTER_CONFIG_FILE, ARTIFACT_FOLDER, ARTIFACT_METADATA_KEY, FULL_MODEL_FILE
+from toast_cli.storage.adapter import (
+    ADAPTER_CONFIG_FILE,
+    ARTIFACT_FOLDER,
+    ARTIFACT_METADATA_KEY,
+    FULL_MODEL_FILE,
+    is_peft_folder,
+)
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.files import require_regular_file
 from toast_cli.utils.names import quote_argument
@@ -32,6 +38,8 @@ def reject_toast_files(path: Path) -> None:
 
 def _detect_kind(path: Path) -> tuple[str, Path]:
     """Return a description of toast's own file (empty if it is not one), and the path to pass to other commands."""
+    if is_peft_folder(path):
+        return "", path
     if path.is_dir():
         if (path / "adapter" / ADAPTER_CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG_FILE).is_file():
             return "a toast run or adapter", path

@@ -23,7 +23,7 @@ from toast_cli import registry
 from toast_cli.export.base import SCRIPT_FILE, ExportFormat, ExportRequest, log_stage
 from toast_cli.export.existing_exports import REPORT_FILE, read_reports, require_free_target
 from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
-from toast_cli.model.model import fold_model
+from toast_cli.model.model import NETWORK_PREFIX, fold_model, merge_model
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError, UsageError
@@ -58,6 +58,7 @@ def export_model(
             "Use --dtype float32.",
             code="export.rounded-numbers",
         )
+    form.check(loaded, wanted)
     require_free_target(target, replace)
     lock = _make_folder_lock(target.parent)
     read_reports(target.parent / REPORT_FILE)
@@ -76,7 +77,7 @@ def export_model(
         try:
             place.mkdir()
             log_stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
-            form.write(_fold_if_requested(loaded, form, wanted), wanted, place / target.name)
+            form.write(_fold_or_merge(loaded, form, wanted), wanted, place / target.name)
             proof = verify_export(loaded, name, form, wanted, expected, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": loaded.path.resolve().name, "format": name, **_describe_request(wanted), **asdict(proof)}
@@ -92,14 +93,14 @@ def export_model(
     return proof, tuple(target.parent / each for each in made)
 
 
-def _fold_if_requested(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> LoadedModel:
+def _fold_or_merge(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> LoadedModel:
     """Return the model to write. A graph of a model without a feedback path has nothing to fold.
 
     Raises:
-        UsageError: The model has no feedback path, and the format is not a graph.
+        UsageError: The model has no feedback path, and the format is not a graph, or PEFT's layers cannot be merged.
     """
     if not wanted.fold or (form.graph and not isinstance(loaded.model.adapted.steering, Steering)):
-        return loaded
+        return replace_fields(loaded, model=merge_model(loaded.model)) if wanted.merge else loaded
     return replace_fields(loaded, model=fold_model(loaded.model))
 
 
@@ -196,3 +197,19 @@ def _describe_request(wanted: ExportRequest) -> Mapping[str, Any]:
 def is_folded_by_default(loaded: LoadedModel, form: ExportFormat) -> bool:
     """Return whether an export of this model in this format is folded without `--fold`."""
     return form.graph and isinstance(loaded.model.adapted.steering, Steering)
+
+
+def is_merged_by_format(loaded: LoadedModel, form: ExportFormat) -> bool:
+    """Return whether an export in this format is the backbone alone, as a model of its own library.
+
+    That is a language model of transformers with everything that was trained in its own weights or in PEFT's layers.
+    """
+    model = loaded.model
+    if (
+        not form.merges
+        or loaded.recipe.task.name != "language"
+        or not hasattr(model.backbone.module, "save_pretrained")
+    ):
+        return False
+    own = {*model.get_trained_parameters(), *model.get_frozen_additions()}
+    return model.adapted.steering is None and all(name.startswith(NETWORK_PREFIX) for name in own)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +25,19 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast, ImageClassifierOutput, SemanticSegmenterOutput
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from toast_cli.data.text.chat_templates import find_end_text
+from toast_cli.data.text.chat_templates import find_end_text, format_prompt, set_chat_template
+from toast_cli.data.text.turns import Turn
 from toast_cli.model.generation import find_stop_tokens
 from toast_cli.model.model import Model
 from toast_cli.storage.adapter import FULL_MODEL_FILE as WEIGHTS
 from toast_cli.storage.adapter import AdapterConfig, save_adapter_file
-from toast_cli.storage.load_model import load_model
+from toast_cli.storage.card_usage import EXAMPLE_QUESTION, PromptFormat
+from toast_cli.storage.load_model import LoadedModel, load_model
 from toast_cli.utils.errors import ToastError
 
+SENTENCEPIECE_FILE = "tokenizer.model"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -241,6 +246,47 @@ def build_generation_config(model: Model, template: str | None) -> Any:
             own_texts = config.stop_strings or ()
             config.stop_strings = [*((own_texts,) if isinstance(own_texts, str) else own_texts), end_text]
     return config
+
+
+def save_text_settings(loaded: LoadedModel, folder: Path) -> PromptFormat:
+    """Write the tokenizer and the generation settings of a language model, and return the format of its prompts.
+
+    The chat template is the format of the run, and generation stops where answers end in training.
+    """
+    model, template = loaded.model, getattr(loaded.recipe.dataset, "template", None)
+    tokenizer: Any = model.backbone.tokenizer
+    set_chat_template(tokenizer, template).save_pretrained(folder)
+    # `save_pretrained` refuses a changed configuration with a temperature and no sampling, as some models have it.
+    build_generation_config(model, template).to_json_file(folder / GENERATION_CONFIG_NAME)
+    example = None if template is None else format_prompt([Turn("user", EXAMPLE_QUESTION)], tokenizer, template)
+    return PromptFormat(example, find_end_text(tokenizer, template) is not None)
+
+
+def save_merged_model(loaded: LoadedModel, dtype: torch.dtype, folder: Path) -> None:
+    """Write a language model whose layers of PEFT are merged, as transformers writes it, in `dtype`.
+
+    The end tokens of its configuration are those of its generation settings, for programs that read only the former.
+    """
+    module: Any = loaded.model.backbone.module.to(dtype)
+    settings = build_generation_config(loaded.model, getattr(loaded.recipe.dataset, "template", None))
+    module.config.eos_token_id = settings.eos_token_id
+    inputs, outputs = module.get_input_embeddings(), module.get_output_embeddings()
+    if module.config.tie_word_embeddings and inputs.weight is not outputs.weight:
+        module.config.tie_word_embeddings = False  # the output layer was adapted, so it is no longer the embedding
+    module.save_pretrained(folder)
+    if loaded.model.backbone.tokenizer is not None:
+        _copy_sentencepiece_model(loaded.model.backbone.tokenizer, folder)
+
+
+def _copy_sentencepiece_model(tokenizer: Any, folder: Path) -> None:
+    """Copy the file that the converter of llama.cpp reads for some families, such as Gemma, if the backbone has it.
+
+    transformers writes only tokenizer.json.
+    """
+    with suppress(OSError):  # the tokenizer is from neither a folder nor the cache of the hub
+        file = cached_file(tokenizer.name_or_path, SENTENCEPIECE_FILE, local_files_only=True)
+        if file is not None and not (folder / SENTENCEPIECE_FILE).exists():
+            shutil.copyfile(file, folder / SENTENCEPIECE_FILE)
 
 
 def register() -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toast_cli.storage.adapter import AdapterConfig
+    from toast_cli.storage.load_model import LoadedModel
 
 _PATH_IN_NAME = re.compile(r"(^|[:+])((?:~[^/]*)?/(?!/)[^+]*|[A-Za-z]:\\[^+]*)")
 """A path, alone or after the name of a family or a source: `llama:/models/mine`, `folder:/a+images:/b`."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def redact_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +37,20 @@ def redact_config(config: AdapterConfig) -> AdapterConfig:
     """Return the configuration of an adapter without local paths in its recipe and its lineage."""
     lineage = tuple({**step, "from": PurePath(str(step["from"])).name} for step in config.lineage)
     return replace(config, recipe=redact_recipe(config.recipe), lineage=lineage)
+
+
+def find_base_model(loaded: LoadedModel) -> str | None:
+    """Return the hub's id of the model that the backbone of a run is; None if its weights are from elsewhere."""
+    named, module = loaded.recipe.backbone, loaded.model.backbone.module
+    if named.weights is not None or get_backbone_folder(named.name) is not None:
+        return None
+    of_timm: Any = getattr(module, "pretrained_cfg", None) or {}
+    places = (
+        of_timm.get("hf_hub_id"),
+        getattr(getattr(module, "config", None), "name_or_path", None),
+        named.name.partition(":")[2],
+    )
+    return next((place for place in places if place and _HUB_ID.fullmatch(place)), None)
 
 
 def get_backbone_folder(name: str) -> str | None:

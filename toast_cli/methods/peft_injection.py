@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -250,21 +251,39 @@ def merge_peft_layers(network: nn.Module) -> nn.Module:
     Raises:
         UsageError: This kind of layer cannot be merged.
     """
+    copy = deepcopy(network)
+    merge_peft_layers_in_place(copy)
+    return copy
+
+
+def merge_peft_layers_in_place(network: nn.Module) -> None:
+    """Merge the PEFT layers of the network into its weights, and dequantize its quantized layers.
+
+    A merged weight that another layer shares, such as an output layer that is tied to the embedding, is copied first:
+    the other layer keeps its weight.
+
+    Raises:
+        UsageError: This kind of layer cannot be merged.
+    """
     from toast_cli.backbones.quantized_linear import dequantize_layers
 
-    copy = deepcopy(network)
-    dequantize_layers(copy, next(copy.parameters()).dtype)
-    for _, part in _find_peft_layers(copy):
+    dequantize_layers(network, next(network.parameters()).dtype)
+    uses = Counter(id(weight) for _, weight in network.named_parameters(remove_duplicate=False))
+    for _, part in _find_peft_layers(network):
+        base = part.get_base_layer()
+        for name, weight in list(base.named_parameters(recurse=False)):
+            if uses[id(weight)] > 1:
+                setattr(base, name, type(weight)(weight.detach().clone(), requires_grad=weight.requires_grad))
         try:
             part.merge()
         except (AttributeError, NotImplementedError, ValueError) as error:
             raise UsageError(
                 f"PEFT's {type(part).__name__} cannot be merged into the backbone's weights.",
                 str(error),
+                "Export the layers themselves: --format peft, or --format safetensors.",
                 code="method.cannot-merge",
             ) from error
-    remove_peft_layers(copy)
-    return copy
+    remove_peft_layers(network)
 
 
 def remove_peft_layers(network: nn.Module) -> None:

@@ -17,7 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone, Card, Trace
 from toast_cli.methods.adapted_model import AdaptedModel
-from toast_cli.methods.peft_injection import disable_peft_layers, merge_peft_layers, remove_peft_layers
+from toast_cli.methods.peft_injection import (
+    disable_peft_layers,
+    merge_peft_layers,
+    merge_peft_layers_in_place,
+    remove_peft_layers,
+)
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
@@ -266,6 +271,17 @@ def fold_model(model: Model) -> Model:
         raise UsageError("The model has no feedback path, so it cannot be folded.", code="method.no-feedback-path")
     path = FoldedSteering(steering, model.backbone)
     return Model(AdaptedModel(model.backbone, path.parameters(), path), model.objective, model.stock).eval()
+
+
+def merge_model(model: Model) -> Model:
+    """Return a copy of the model, for inference, with PEFT's layers merged into the weights of its backbone.
+
+    Raises:
+        UsageError: the PEFT layers cannot be merged.
+    """
+    merged = deepcopy(model).eval()
+    merge_peft_layers_in_place(merged.backbone.module)
+    return merged.requires_grad_(False)
 
 
 def get_merged_state_dict(model: Model) -> dict[str, Tensor]:

@@ -40,6 +40,9 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 FULL_MODEL_FILE = "model.safetensors"
 """The file of a folder for transformers: the whole model, with the configuration in the metadata."""
 
+MERGED_CONFIG_FILE = "toast_config.json"
+"""The record of the run in a plain folder of transformers: see `merged_folder`."""
+
 ARTIFACT_FOLDER = "artifact"
 """Subfolder of a run folder that pre-tuning writes instead of an adapter."""
 
@@ -158,7 +161,18 @@ def read_backbone_files(path: Path) -> dict[str, str]:
 
 def find_model_file(path: Path) -> Path:
     """Return the file with model and configuration of a folder for transformers; any other path unchanged."""
+    if (path / MERGED_CONFIG_FILE).is_file():
+        return path
     return path / FULL_MODEL_FILE if (path / FULL_MODEL_FILE).is_file() and (path / "config.json").is_file() else path
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Return whether a folder holds an adapter in the format of PEFT, whose files have the names of toast's."""
+    try:
+        config = json.loads((path / ADAPTER_CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and "peft_type" in config
 
 
 def read_adapter(path: Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
@@ -205,6 +219,13 @@ def find_adapter_folder(path: Path) -> Path:
         UsageError: There is none.
     """
     folder = path / "adapter" if (path / "adapter").is_dir() else path
+    if is_peft_folder(folder):
+        raise UsageError(
+            f"{path} is an adapter in the format of PEFT.",
+            "toast writes this format, but does not read it.",
+            "Open it with PeftModel.from_pretrained, or name the run that it was exported from.",
+            code="adapter.peft-format",
+        )
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return folder
     if (path / ARTIFACT_FOLDER).is_dir() or (path / f"{ARTIFACT_FOLDER}.json").is_file():

@@ -17,6 +17,7 @@ from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import REEXPORT_HINT, AdapterConfig, find_model_file, read_adapter, read_backbone_files
+from toast_cli.storage.merged_folder import read_merged_config
 from toast_cli.storage.run_folder import read_working_folders
 from toast_cli.utils.constants import UNNAMED_BACKBONE
 from toast_cli.utils.errors import ToastError, UsageError
@@ -48,6 +49,8 @@ def load_model(path: Path, weights: str | None = None, built: BuiltBackbone | No
         ToastError: The files are damaged or incomplete, or the backbone's weights are missing or not the trained ones.
     """
     path = find_model_file(path)
+    if (merged := read_merged_config(path)) is not None:
+        return _load_merged_folder(path, merged, given=weights is not None or built is not None)
     config, tensors = read_adapter(path)
     recipe, whole = build_recipe(config.recipe, {}, origin=str(path)), config.whole
     recipe = resolve_recorded_backbone(recipe, config.toast_version)
@@ -109,6 +112,22 @@ def check_quantization(path: Path, recorded: Mapping[str, Any], backbone: Backbo
         f"Use backbone.quantize={there or 'null'}.",
         code="adapter.other-quantization",
     )
+
+
+def _load_merged_folder(path: Path, config: AdapterConfig, given: bool) -> LoadedModel:
+    """Return the model of a plain folder of transformers, in float32 as every export with its own weights.
+
+    Its method is `full`, whatever the run's was: that one gives the backbone as it is.
+    """
+    if given:
+        raise UsageError(
+            f"{path} includes the backbone's weights.",
+            what_to_do="Leave --weights and 'backbone' out.",
+            code="weights.not-needed",
+        )
+    recipe = build_recipe({**config.recipe, "method": {"name": "full"}}, {}, origin=str(path))
+    model = build_model(recipe, config.classes).float().eval()
+    return LoadedModel(model, recipe, config.classes, replace(config, recipe=recipe.model_dump(mode="json")), path)
 
 
 def rebuild_model(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from toast_cli.storage.card_usage import PromptFormat, format_merged_usage, format_two_pass_usage
 from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.lineage import describe_chain
 from toast_cli.utils.names import escape_markdown, quote_argument
@@ -21,6 +22,14 @@ _DIGEST = re.compile(r"\b[0-9a-f]{16}…")
 _METHOD_SUMMARY = """\
 A frozen backbone with two passes: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects the features that
 matter for the task in the first pass and feeds them back into every layer of the second.
+
+"""
+_MERGED_SUMMARY = """\
+A causal language model of transformers with the weights that tuning gave it. It needs no code of toast.
+
+"""
+_PEFT_SUMMARY = """\
+An adapter in the format of PEFT, for the backbone below. It needs no code of toast.
 
 """
 
@@ -88,21 +97,66 @@ def format_import_card(method: str, backbone: str, account: Mapping[str, Any]) -
     )
 
 
-def format_transformers_card(loaded: LoadedModel, published: AdapterConfig, dtype: str) -> str:
-    """Return the card of a folder for transformers: task, method, training, metrics and usage.
+def format_transformers_card(
+    loaded: LoadedModel,
+    published: AdapterConfig,
+    dtype: str,
+    prompt: PromptFormat | None = None,
+    base: str | None = None,
+) -> str:
+    """Return the card of a folder that transformers loads after `toast_cli.register()`.
+
+    It has task, method, training, metrics and usage.
 
     Args:
         loaded: The exported model.
         published: Its configuration in the form that is published, without local paths.
         dtype: The data type of the stored weights.
+        prompt: Format of the prompts of a language model.
+        base: The hub's id of the backbone, if it has one.
     """
-    config, model, recipe = published, loaded.model, published.recipe
+    model = loaded.model
     language = model.backbone.preprocessing is None
     auto, pipeline = "AutoModelForImageClassification", "image-classification"
     if language:
         auto, pipeline = "AutoModelForCausalLM", "text-generation"
     elif model.objective.dense:
         auto, pipeline = "AutoModelForSemanticSegmentation", "image-segmentation"
+    usage = format_two_pass_usage(auto, prompt, has_maps=model.backbone.has_attention and not language)
+    steered = model.adapted.steering is not None
+    return _format_export_card(
+        loaded, published, dtype, ("transformers", pipeline, base), usage, _METHOD_SUMMARY if steered else ""
+    )
+
+
+def format_merged_card(
+    loaded: LoadedModel, published: AdapterConfig, dtype: str, prompt: PromptFormat, base: str | None
+) -> str:
+    """Return the card of a plain folder of transformers; the arguments are those of `format_transformers_card`."""
+    header = ("transformers", "text-generation", base)
+    return _format_export_card(loaded, published, dtype, header, format_merged_usage(prompt), _MERGED_SUMMARY)
+
+
+def format_peft_card(loaded: LoadedModel, published: AdapterConfig, dtype: str, usage: str, base: str | None) -> str:
+    """Return the card of an adapter in the format of PEFT.
+
+    `usage` tells how to load it; the other arguments are those of `format_transformers_card`.
+    """
+    language = loaded.model.backbone.preprocessing is None
+    header = ("peft", "text-generation" if language else "image-classification", base)
+    return _format_export_card(loaded, published, dtype, header, usage, _PEFT_SUMMARY)
+
+
+def _format_export_card(
+    loaded: LoadedModel,
+    published: AdapterConfig,
+    dtype: str,
+    header: tuple[str, str, str | None],
+    usage: str,
+    summary: str,
+) -> str:
+    """Return a card with the front matter of the hub: library, pipeline and base model (`header`), and the licence."""
+    config, model, recipe = published, loaded.model, published.recipe
     licence = model.backbone.licence
     file = loaded.path / "results.json"
     results = read_checksummed_json(file) if file.is_file() else {}
@@ -120,23 +174,15 @@ def format_transformers_card(loaded: LoadedModel, published: AdapterConfig, dtyp
         f"Licence of the backbone: {licence or 'not recorded; see the source of its weights'}",
         *_format_metrics(results),
     ]
-    usage = (
-        f"```python\nimport toast_cli\nfrom transformers import {auto}\n\n"
-        f'toast_cli.register()\nmodel = {auto}.from_pretrained("THIS_FOLDER")\n```\n'
-    )
-    if model.backbone.has_attention and not language:
-        usage += (
-            "\nAttention maps of the first and the last pass, `[B, rows, columns]` each:\n\n```python\n"
-            'maps = toast_cli.load("THIS_FOLDER").attention("image.jpg")  # .first, .last, .similarity\n```\n'
-        )
     if config.classes:
         names = map(escape_markdown, config.classes)
         usage += "\n## Classes\n\n" + "".join(f"{index}. {name}\n" for index, name in enumerate(names))
     title = f"{recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}"
-    front_matter = {"library_name": "transformers", "pipeline_tag": pipeline, "license": licence, "tags": ["toast"]}
-    filled = {name: value for name, value in front_matter.items() if value}
+    library, pipeline, base = header
+    front_matter = {"library_name": library, "pipeline_tag": pipeline, "base_model": base, "license": licence}
+    filled = {name: value for name, value in {**front_matter, "tags": ["toast"]}.items() if value}
     head = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
-    return f"---\n{head}---\n\n" + _format_card(title, facts, usage, _METHOD_SUMMARY)
+    return f"---\n{head}---\n\n" + _format_card(title, facts, usage, summary)
 
 
 def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:
@@ -197,8 +243,8 @@ def _format_test_evaluations(results: Mapping[str, Any]) -> list[str]:
 def _format_lineage(results: Mapping[str, Any], recipe: Mapping[str, Any], config: AdapterConfig) -> list[str]:
     """Return the origin of the trained tensors: an imported checkpoint, or the initial feedback path."""
     if "imported_from" not in results:
-        start = recipe["init_from"] or recipe["method"].get("start", "no feedback path")
-        origin = _format_start(config) or [f"Feedback path from: {start}"]
+        start = recipe["init_from"] or recipe["method"].get("start")
+        origin = _format_start(config) or ([f"Feedback path from: {start}"] if start else [])
         return [*origin, f"Seed: {recipe['seed']}"]
     return [
         f"Imported from: {_format_origin(results)}",

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def run_export(
-    format: Annotated[str, typer.Option(help="Export format: safetensors, onnx, torch-export or hf.")] = "safetensors",
+    format: Annotated[
+        str, typer.Option(help="Export format: safetensors, onnx, torch-export, hf or peft.")
+    ] = "safetensors",
     run: options.RunOption = None,
     what: Annotated[
         str | None,
@@ -81,7 +83,7 @@ def run_export(
     require_free_target(target, force)
 
     from toast_cli.export.base import SCRIPT_FILE, ExportRequest, forward_stages
-    from toast_cli.export.export_run import compute_total_size, is_folded_by_default
+    from toast_cli.export.export_run import compute_total_size, is_folded_by_default, is_merged_by_format
     from toast_cli.export.export_run import export_model as exported
     from toast_cli.export.hub_upload import check_repository_name, upload_export
     from toast_cli.utils.names import quote_argument
@@ -97,6 +99,7 @@ def run_export(
         normalize,
         None if part == "full" or loaded.config.whole else _get_backbone_path(loaded.recipe.backbone),
         loaded.recipe.backbone.model_dump(mode="json"),
+        is_merged_by_format(loaded, form),
     )
     with forward_stages(lambda text: print_line(f"{text} ...", err)):
         proof, written = exported(loaded, format, wanted, target, force)

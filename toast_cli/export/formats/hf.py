@@ -1,4 +1,4 @@
-"""`hf`: a folder that transformers loads after `toast_cli.register()`."""
+"""`hf`: a folder that transformers loads: by itself if the model runs one pass, else after `toast_cli.register()`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     """Write the configuration, the weights, the image processor or tokenizer, and a model card.
 
     The tokenizer has the format of the run as its chat template, and generation stops where answers end in training.
+    With `wanted.merge`, the folder is what transformers itself writes for the backbone with its merged weights.
     """
+    if wanted.merge:
+        _write_merged_folder(loaded, wanted, path)
+        return
     import torch
 
-    from toast_cli.data.text.chat_templates import set_chat_template
-    from toast_cli.export.hf_model import WEIGHTS, build_generation_config, build_hf_config
+    from toast_cli.export.hf_model import WEIGHTS, build_hf_config, save_text_settings
+    from toast_cli.export.redact_paths import find_base_model
     from toast_cli.storage.adapter import save_adapter_file
     from toast_cli.storage.model_card import format_transformers_card
     from toast_cli.utils.files import write_json, write_text
@@ -53,16 +57,38 @@ def write_hf(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     build_hf_config(model, config).save_pretrained(path)
     if processor is not None:
         write_json(path / "preprocessor_config.json", processor)
-    if backbone.tokenizer is not None:
-        template = getattr(loaded.recipe.dataset, "template", None)
-        set_chat_template(backbone.tokenizer, template).save_pretrained(path)
-        build_generation_config(model, template).save_pretrained(path)
-    write_text(path / "README.md", format_transformers_card(loaded, config, wanted.dtype))
+    prompt = None if backbone.tokenizer is None else save_text_settings(loaded, path)
+    card = format_transformers_card(loaded, config, wanted.dtype, prompt, find_base_model(loaded))
+    write_text(path / "README.md", card)
+
+
+def _write_merged_folder(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
+    """Write a plain folder of transformers, and the record with which toast opens it too."""
+    import torch
+
+    from toast_cli.export.hf_model import save_merged_model, save_text_settings
+    from toast_cli.export.redact_paths import find_base_model
+    from toast_cli.storage.card_usage import PromptFormat
+    from toast_cli.storage.merged_folder import write_merged_record
+    from toast_cli.storage.model_card import format_merged_card
+    from toast_cli.utils.files import write_text
+
+    config = redact_config(loaded.config)
+    save_merged_model(loaded, getattr(torch, wanted.dtype), path)
+    prompt = PromptFormat(None, False)
+    if loaded.model.backbone.tokenizer is not None:
+        prompt = save_text_settings(loaded, path)
+    write_text(path / "README.md", format_merged_card(loaded, config, wanted.dtype, prompt, find_base_model(loaded)))
+    write_merged_record(path, config)
 
 
 def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
     """Load the export with transformers' Auto classes."""
     import transformers
+
+    if wanted.merge:
+        plain = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval()
+        return lambda named: {"logits": plain(**named, use_cache=False).logits}
 
     from toast_cli.export.hf_model import register
 
@@ -123,4 +149,5 @@ FORMAT = ExportFormat(
     reopen_hf,
     dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # computes in float32, whatever the stored type
     loads="transformers",
+    merges=True,
 )

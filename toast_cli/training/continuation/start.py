@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.data.identity import DataIdentity
+from toast_cli.data.paths import get_dataset_label
 from toast_cli.model.model import Model
 from toast_cli.recipe.lookup import resolve_recorded_backbone
 from toast_cli.recipe.parse import build_recipe
@@ -17,12 +18,14 @@ from toast_cli.storage.adapter import (
     ADAPTER_CONFIG_FILE,
     ARTIFACT_FOLDER,
     FULL_MODEL_FILE,
+    MERGED_CONFIG_FILE,
     AdapterConfig,
     find_model_file,
     read_adapter_config,
 )
 from toast_cli.storage.lineage import describe_chain
 from toast_cli.storage.load_model import find_weights
+from toast_cli.storage.merged_folder import read_merged_config
 from toast_cli.storage.pretuned import (
     SHIPPED_ARTIFACT,
     Lineage,
@@ -61,7 +64,7 @@ def is_tuned_model(path: Path) -> bool:
     """Return whether `init_from` names a tuned model, or a run that will be one, and not a pre-tuned artifact."""
     if is_artifact(path) or (path / ARTIFACT_FOLDER).is_dir():
         return False
-    parts = ("adapter", ADAPTER_CONFIG_FILE, FULL_MODEL_FILE, "recipe.yaml")
+    parts = ("adapter", ADAPTER_CONFIG_FILE, FULL_MODEL_FILE, MERGED_CONFIG_FILE, "recipe.yaml")
     return path.is_file() or any((path / part).exists() for part in parts)
 
 
@@ -85,6 +88,8 @@ def read_start_recipe(init_from: str | None, overrides: Sequence[str], weights: 
     path = Path(init_from).expanduser()
     if not is_tuned_model(path):
         return None
+    if (merged := read_merged_config(path)) is not None:
+        return merged.recipe
     path = find_model_file(path)
     config = read_adapter_config(path)
     recipe = resolve_recorded_backbone(build_recipe(config.recipe, {}, origin=str(path)), config.toast_version)
@@ -128,10 +133,43 @@ def initialize_model(model: Model, recipe: Recipe, classes: tuple[str, ...]) -> 
             what_to_do="Name an output of 'toast pretune', or leave --init-from out.",
             code="artifact.missing",
         )
+    if (merged := read_merged_config(path)) is not None:
+        return _start_from_merged_folder(path, merged, model, recipe)
     tuned = initialize_from_tuned_model(find_model_file(path), model, recipe, classes)
     steps = (*tuned.config.lineage, tuned.describe_origin(recipe.init_from))
     messages = (f"Start: {describe_chain(steps)}", *tuned.messages)
     return Start(steps, messages, tuned.has_method, read_data_record(path) if path.is_dir() else None)
+
+
+def _start_from_merged_folder(path: Path, config: AdapterConfig, model: Model, recipe: Recipe) -> Start:
+    """Return the start of a run on a model whose backbone already has everything that was trained.
+
+    Raises:
+        UsageError: the run has another backbone.
+    """
+    earlier = build_recipe(config.recipe, {}, origin=str(path))
+    if recipe.backbone.name != earlier.backbone.name:
+        raise UsageError(
+            f"{path} is a backbone of its own, and this run has {recipe.backbone.name}.",
+            "What was trained is part of its weights.",
+            f"Leave --backbone out, or name {earlier.backbone.name} without --init-from.",
+            code="adapter.wrong-backbone",
+        )
+    origin: dict[str, Any] = {
+        "from": recipe.init_from,
+        "kind": "tuned",
+        "backbone": earlier.backbone.name,
+        "method": earlier.method.name,
+        "dataset": earlier.dataset.name,
+        "data": get_dataset_label(earlier.dataset),
+        "seed": earlier.seed,
+        "tensors": model.backbone_fingerprint,
+        "new": [],
+        "dropped": [],
+    }
+    steps = (*config.lineage, origin)
+    note = f"{recipe.method.name} starts fresh: the weights of the backbone have what {earlier.method.name} learned."
+    return Start(steps, (f"Start: {describe_chain(steps)}", note), has_method=False)
 
 
 def _initialize_from_artifact(path: Path, model: Model, recipe: Recipe) -> Start:
