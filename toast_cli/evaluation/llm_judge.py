@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.text.json_lines import read_json_lines
 from toast_cli.data.text.turns import Turn
+from toast_cli.evaluation.judge_questions import Question
 from toast_cli.storage.checksums import append_checksummed_line, read_checksummed_lines
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from toast_cli.model.generation import TextGenerator
@@ -34,15 +34,6 @@ JUDGE_PROMPT = (
     "answer is, and give one whole number from 1 (worst) to 10 (best) for all of it together. "
     'Reply with JSON and nothing else: {"score": NUMBER, "why": "one or two sentences"}'
 )
-
-
-@dataclass(frozen=True)
-class Question:
-    """A line of a questions file in the format of Vicuna."""
-
-    question_id: int | str
-    category: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -125,57 +116,6 @@ def parse_judge_score(reply: str) -> float | None:
     match = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
     score = float(match.group(1)) if match else 0.0
     return score if 1 <= score <= 10 else None
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read the questions of a JSON-lines file.
-
-    Raises:
-        UsageError: the file does not exist.
-        ToastError: the file is not JSON lines, a line is not a question, or an id occurs twice.
-    """
-    if not path.is_file():
-        raise UsageError(
-            f"The questions file {path} does not exist.", what_to_do="Check --judge.", code="data.missing-file"
-        )
-    questions: dict[int | str, Question] = {}
-    for number, raw in read_json_lines(path):
-        try:
-            question = _parse_question(raw)
-            if question.question_id in questions:
-                raise ValueError(f"its question_id {question.question_id!r} occurs twice")
-        except ValueError as error:
-            raise ToastError(
-                f"Line {number} of {path} is not a question: {error}.",
-                what_to_do="Write each line as a JSON object with question_id (a unique number or string), category "
-                "and text.",
-                code="judge.invalid-question",
-            ) from error
-        questions[question.question_id] = question
-    if not questions:
-        raise ToastError(f"The questions file {path} is empty.", code="judge.no-questions")
-    return list(questions.values())
-
-
-def _parse_question(raw: Any) -> Question:
-    """Return a line as a question.
-
-    Raises:
-        ValueError: the line is not a question; the message gives the reason.
-    """
-    if not isinstance(raw, dict):
-        raise ValueError("it is not an object")
-    for name in ("question_id", "text"):
-        if name not in raw:
-            raise ValueError(f"it has no {name}")
-    number, category, text = raw["question_id"], raw.get("category", "all"), raw["text"]
-    if isinstance(number, bool) or not isinstance(number, int | str):
-        raise ValueError("its question_id is not an integer or a string")
-    if not isinstance(category, str):
-        raise ValueError("its category is not a string")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("its text is empty" if isinstance(text, str) else "its text is not a string")
-    return Question(number, category, text)
 
 
 def answer_questions(

@@ -11,7 +11,8 @@ from rich.table import Table
 from toast_cli.cli.find_run import load_writer
 from toast_cli.cli.output.console import err, print_line
 from toast_cli.cli.output.progress import TerminalReporter
-from toast_cli.evaluation.llm_judge import Judge, answer_questions, average_by_category, judge_answers, read_questions
+from toast_cli.evaluation.judge_questions import read_questions
+from toast_cli.evaluation.llm_judge import Judge, answer_questions, average_by_category, judge_answers
 from toast_cli.storage.checksums import drop_damaged_lines
 from toast_cli.utils.names import escape_newlines, to_file_name
 
