@@ -76,7 +76,7 @@ def test_top_k_and_the_repetition_penalty_reach_the_sampler(chat_model: list[str
 
 
 def test_a_long_conversation_rolls_and_is_saved(here: Path, chat_model: list[str]) -> None:
-    lines = ["a" * 100, "b" * 100, '"""c', 'd"""', "/save kept.jsonl"]
+    lines = ["a" * 116, "b" * 116, '"""c', 'd"""', "/save kept.jsonl"]
     said = CliRunner().invoke(
         app, ["generate", *chat_model, *SHORT, "--interactive"], input="\n".join([*lines, "", ""])
     )

@@ -74,7 +74,8 @@ def test_losses_of_other_tokens_are_not_compared(here: Path, data: list[str]) ->
     run, other = tuned_on_texts(here, "run"), tuned_on_texts(here, "other", template="stanford")
     short = tuned_on_texts(here, "short", max_tokens=90)
     assert toast("compare", run, other, *data, "--out", "a").code == 0, "another format around the same answers"
-    toast("compare", run, short, *data, "--out", "b").fails(1, "talk.json:1", error="text.different-tokens")
+    said = toast("compare", run, short, *data, "--out", "b")
+    said.fails(1, "entry 1 has other tokens", error="text.different-tokens")
     assert not (here / "b").exists()
     toast("compare", run, "nothing", *data).fails(2, error="adapter.missing")
 
@@ -107,7 +108,7 @@ def test_attention_is_shared_among_the_parts_of_a_text(here: Path, data: list[st
         assert sum(share["mean"] for share in shares[map].values()) == pytest.approx(total, abs=1e-5)
     assert shares["pass_one"]["system"]["texts"] == 6 and 0 < results["shift"]["mean"] < 1
     assert results["checks"]["largest_mismatch_with_fused_attention"] < 1e-3
-    assert any(abs(share["mean"]) > 1e-4 for share in shares["gained"].values())
+    assert any(abs(share["mean"]) > 1e-7 for share in shares["gained"].values())
     rows = read_csv(run / "attention/numbers-all/per_text.csv")
     own = [float(row["pass_two/system"]) for row in rows]
     assert np.mean(own) == pytest.approx(shares["pass_two"]["system"]["mean"], abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -92,6 +93,8 @@ def evaluate_tasks(
         ToastError: a run or the data of a task cannot be loaded.
     """
     require_harness()
+    # The harness warns of every model that it has not loaded itself.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval import simple_evaluate
 
     from toast_cli.evaluation.harness.language_model import HarnessModel

@@ -121,7 +121,7 @@ def open_text_run(
         loader = session.make_loader(part)
         assert isinstance(loader, TextLoader)
         for note in loader.notes:
-            reporter.report_message(f"{part}: {note}" if len(parts) == 1 else note)
+            reporter.report_message(note if split == ALL_SPLITS else f"{part}: {note}")
         loaders[part] = loader.draw_texts(request.limit, run.recipe.seed if seed is None else seed)
     viewer = replace(build_viewer(run, name or request.path.resolve().name), level=request.layer, head=request.head)
     return TextRun(request, viewer, session, split, loaders)
