@@ -101,7 +101,7 @@ class Judge:
             {"role": "user", "content": prompt},
         ]
         model: Any = NOT_GIVEN if self.model is None else self.model
-        temperature = NOT_GIVEN if self.temperature is None else self.temperature
+        temperature: Any = NOT_GIVEN if self.temperature is None else self.temperature
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers need no key
         for _ in range(MAX_JUDGE_ATTEMPTS):
             try:
