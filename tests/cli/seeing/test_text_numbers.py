@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from tests.cli.conftest import toast
 from tests.cli.seeing.pages import page
 from tests.cli.seeing.texts import tuned_on_texts
-from tests.language import write_json
+from tests.language import make_model, write_json
 
 TALK = [
     {
@@ -115,3 +116,20 @@ def test_attention_is_shared_among_the_parts_of_a_text(here: Path, data: list[st
     table = toast("eval", "--run", run, *data, "--attention", "--layer", "0", "--head", "1", "--limit", "3")
     assert table.code == 0 and "layer 0, head 1" in table.out and "3 texts" in table.out
     toast("eval", "--run", run, *data, "--attention", "--layer", "7").fails(2, error="attention.unknown-layer")
+
+
+def test_a_conversation_of_several_samples_has_the_parts_of_each(here: Path, data: list[str]) -> None:
+    make_model(here / "llama", chat=True)
+    tokenizer = AutoTokenizer.from_pretrained(here / "llama")
+    tokenizer.chat_template = (  # earlier answers lose their first letter, so the second answer is a sample of its own
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and not loop.last %}{{ m.content[1:] }}"
+        "{% else %}{{ m.content }}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer.save_pretrained(here / "llama")
+    run = tuned_on_texts(here, "run")
+    said = toast("eval", "--run", run, *data, "--attention", "--json")
+    assert said.code == 0, said.err
+    rows = read_csv(run / "attention/numbers-all/per_text.csv")
+    assert [row["text"] for row in rows[:2]] == ["talk.json, entry 1", "talk.json, entry 1, part 2"]
+    assert rows[0]["even/user 2"] == "" and float(rows[1]["even/user 2"]) > 0
+    assert json.loads(said.out)["shares"]["even"]["user 2"]["texts"] == 6 == len(rows) / 2

@@ -72,6 +72,13 @@ def test_turns_that_the_template_writes_otherwise_are_looked_for() -> None:
     assert ("user 2", "c?") in second and ("answer 2", "hm=d") in second
 
 
+def test_tokens_that_a_turn_may_contain_belong_to_it() -> None:
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.add_tokens(["<think>"])
+    (parts,) = read_parts((Turn("user", "a"), Turn("assistant", "<think>b")), tokenizer, "chat")
+    assert parts[-2:] == [("answer 1", "<think>b"), ("special tokens", "</s>")]
+
+
 def test_documents_are_text_and_special_tokens() -> None:
     tokenizer = make_tokenizer()
     ids = [tokenizer.bos_token_id, *tokenizer.encode("hi", add_special_tokens=False), tokenizer.eos_token_id]

@@ -223,7 +223,6 @@ def _encode_turns(
 
     The segments of every sample are added to `segments`.
     """
-    segments = [] if segments is None else segments
     chat = uses_chat_template(tokenizer, template)
     controls = get_control_tokens(tokenizer, template)
     begin = "" if chat else tokenizer.bos_token or ""
@@ -239,17 +238,23 @@ def _encode_turns(
     samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
+    def add_segment(text: str, earlier: str, context: str, ids: list[int], end: int) -> None:
+        if segments is not None:
+            segments[-1].append(Segment(text, earlier, context, ids, tuple(turns[:end])))
+
     def write_prompt(head: str, end: int) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
             new = controls.encode(head[len(before) :], tokenizer, before)
-            segments[-1].append(Segment(head[len(before) :], before, before, new, tuple(turns[:end])))
+            add_segment(head[len(before) :], before, before, new, end)
         else:
             samples.append(([], []))
+            if segments is not None:
+                segments.append([])
             ids, labels = samples[-1]
             new = controls.encode(head, tokenizer, begin)
             new = _add_begin(new, tokenizer) if begin else new
-            segments.append([Segment(head, "", begin, new, tuple(turns[:end]))])
+            add_segment(head, "", begin, new, end)
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -273,7 +278,7 @@ def _encode_turns(
             continue
         write_prompt(head, index)
         answer = controls.encode(whole[len(head) :], tokenizer, head)
-        segments[-1].append(Segment(whole[len(head) :], head, head, answer, tuple(turns[: index + 1])))
+        add_segment(whole[len(head) :], head, head, answer, index + 1)
         samples[-1][0].extend(answer)
         samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
         before = whole

@@ -63,13 +63,34 @@ def find_turn_spans(last: Segment, tokenizer: Any, template: str) -> list[tuple[
     whole = last.before + last.text
     names = _name_turns(last.turns)
     spans = _compare_with_placeholders(whole, last.turns, names, tokenizer, template)
-    if spans is None:  # the format of a turn depends on its text
-        spans, begin = [], 0
-        for turn, name in zip(last.turns, names, strict=True):
-            for text in (turn.text.strip(), turn.material.strip()):
-                if text and turn.role != "tools" and (found := whole.find(text, begin)) >= 0:
-                    begin = found + len(text)
-                    spans.append((found, begin, name))
+    return _search_turns(whole, len(last.before), last.turns, names) if spans is None else spans
+
+
+def _search_turns(whole: str, answer: int, turns: Sequence[Turn], names: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return the spans of the turns whose texts are in the formatted text, in order, if the format changes some.
+
+    The last turn begins after `answer`, the others before it. A text that is only found after the next turn is another
+    turn's, and is left out.
+    """
+    texts = [
+        (text, name, answer if place == len(turns) - 1 else 0)
+        for place, (turn, name) in enumerate(zip(turns, names, strict=True))
+        for text in (turn.text.strip(), turn.material.strip())
+        if text and turn.role != "tools"
+    ]
+    spans: list[tuple[int, int, str]] = []
+    begin = 0
+    for number, (text, name, start) in enumerate(texts):
+        begin, end = max(begin, start), len(whole) if start else answer
+        found = whole.find(text, begin, end)
+        if found < 0:
+            continue
+        after = found + len(text)
+        following = [each for each, _, place in texts[number + 1 : number + 2] if place == start]
+        if any(whole.find(each, begin, end) >= 0 > whole.find(each, after, end) for each in following):
+            continue
+        begin = after
+        spans.append((found, after, name))
     return spans
 
 
