@@ -87,14 +87,15 @@ def are_language_runs(requests: Sequence[AttentionEvalRequest]) -> bool:
         UsageError: some are, or there is no run at a path.
         ToastError: the configuration of a run is damaged.
     """
-    kinds = {is_language_run(request.path) for request in requests if not is_unfinished(request.path)}
-    if len(kinds) > 1:
+    kinds = {request.path: is_language_run(request.path) for request in requests if not is_unfinished(request.path)}
+    if len({*kinds.values()}) > 1:
+        one, other = (next(path for path, is_text in kinds.items() if is_text == kind) for kind in (True, False))
         raise UsageError(
-            "Language models and models of images cannot be compared.",
+            f"{one} is a language model, and {other} is a model of images: they cannot be compared.",
             what_to_do="Name runs of one kind.",
             code="data.different-kinds",
         )
-    return True in kinds
+    return True in kinds.values()
 
 
 def build_text_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> TextComparison:

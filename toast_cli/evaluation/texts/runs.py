@@ -15,7 +15,7 @@ from toast_cli.data.base import TEXT_KINDS, get_split_kind
 from toast_cli.data.text.loader import TextLoader
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest, build_viewer
 from toast_cli.evaluation.open_run import ALL_SPLITS, choose_split, open_run, open_session
-from toast_cli.storage.adapter import read_adapter_config
+from toast_cli.storage.adapter import find_model_file, read_adapter_config
 from toast_cli.storage.run_folder import is_unfinished
 from toast_cli.tasks.language import measure_texts
 from toast_cli.training.reporter import Reporter
@@ -33,7 +33,7 @@ def is_language_run(path: Path) -> bool:
     """
     if is_unfinished(path):  # opening it says so
         return False
-    task = read_adapter_config(path).recipe.get("task")
+    task = read_adapter_config(find_model_file(path)).recipe.get("task")
     return (task.get("name") if isinstance(task, dict) else task) == "language"
 
 
