@@ -13,7 +13,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: install demo test-fast test test-all test-trackers test-trl lint hooks docs docs-serve dist lock clean
+.PHONY: install demo test-fast test test-all test-trackers test-lm-eval test-trl lint hooks docs docs-serve dist lock clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,12 @@ test-trl:
 	$(MAKE) install VENV=$(VENV)-trl
 	$(subst $(VENV),$(VENV)-trl,$(BIN))/python -m pip install --quiet "trl>=1.16"
 	$(subst $(VENV),$(VENV)-trl,$(PYTEST)) -rs -m nightly tests/slow/test_trl.py
+
+# lm-evaluation-harness in an environment of its own: it needs an older python-dateutil than the lock has.
+test-lm-eval:
+	$(MAKE) install VENV=$(VENV)-lm-eval
+	$(subst $(VENV),$(VENV)-lm-eval,$(BIN))/python -m pip install --quiet --editable ".[lm-eval]"
+	$(subst $(VENV),$(VENV)-lm-eval,$(PYTEST)) -rs -m "" tests/cli/test_lm_eval.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -78,4 +84,4 @@ lock: pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-trackers $(VENV)-trl
+	rm -rf $(VENV) $(VENV)-trackers $(VENV)-lm-eval $(VENV)-trl

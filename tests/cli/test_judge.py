@@ -243,3 +243,30 @@ def test_wrong_questions_are_said(run: Path, server: Server, tmp_path: Path) -> 
         judge(bad, server, run).fails(1, why)
     toast("eval", "--run", run, "--run", run).fails(2, "toast compare", error="cli.too-many-runs")
     assert not server.asked
+
+
+def test_a_judge_may_have_no_model_and_no_temperature(run: Path, questions: Path, server: Server) -> None:
+    asked = ["eval", "--judge", questions, "--judge-url", server.url, "--run", run, "--max-new-tokens", "6"]
+    assert toast(*asked).code == 0
+    assert "model" not in server.asked[0] and server.asked[0]["temperature"] == 0
+    assert toast(*asked, "--judge-temperature", "none").code == 0
+    assert len(server.asked) == 6 and "temperature" not in server.asked[-1], "another setting is another judgement"
+    toast(*asked, "--judge-temperature", "hot").fails(2, error="cli.invalid-value")
+
+
+def test_questions_of_several_turns_are_answered_and_judged_turn_by_turn(
+    run: Path, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "mt_bench.jsonl"
+    file.write_text('{"question_id": 81, "category": "writing", "turns": ["Say yes, 1.", "Again."], "reference": []}')
+    server.replies = ['<think>{"score": 1}</think>{"score": 4}', '{"score": 8}']
+    said = toast("eval", "--judge", file, "--judge-url", server.url, "--judge-model", "j", "--run", run,
+                 "--max-new-tokens", "6", "--parallel", "2", "--json")  # fmt: skip
+    assert said.code == 0, said.err
+    scores = json.loads(said.out)[str(run)]
+    assert scores["overall"] == 6.0 and {scores["turn 1"], scores["turn 2"]} == {4.0, 8.0}
+    first, second = kept(run, file, "answers.jsonl")
+    assert second["earlier"] == [["Say yes, 1.", first["answer"]]] and second["turn"] == 2
+    later = next(asked for asked in server.asked if "Grade its last answer" in asked["messages"][0]["content"])
+    shown = later["messages"][1]["content"]
+    assert shown.index("Say yes, 1.") < shown.index("Again.") and shown.endswith(second["answer"])

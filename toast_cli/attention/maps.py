@@ -41,6 +41,15 @@ class AttentionOutput:
 
 
 @dataclass
+class AttentionWeights:
+    """The weights of one level in each pass, `[B, N, N]`: a row per attending token. `last` is None with one pass."""
+
+    first: Tensor
+    last: Tensor | None
+    checks: AttentionChecks | None = None
+
+
+@dataclass
 class AttentionRecorder:
     """A recorder of the attention of one level (default: the last) in both passes.
 
@@ -71,14 +80,8 @@ class AttentionRecorder:
         Raises:
             ToastError: a map differs from the attention that the model uses.
         """
-        model, backbone = self.model, self.model.backbone
-        steering = model.adapted.steering
-        recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
-        first, last = (Trace(attention_of=recorded) for _ in range(2))
-        logits, passes = model.forward_passes(inputs, first, last)
-        checks = None
-        if self.checked:
-            checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
+        logits, passes, first, last, checks = self._run(inputs)
+        backbone = self.model.backbone
         grid = backbone.grid(inputs)
         similarity = passes.similarity
         return AttentionOutput(
@@ -90,11 +93,37 @@ class AttentionRecorder:
             checks=checks,
         )
 
+    @torch.no_grad()
+    def record_weights(self, inputs: object) -> AttentionWeights:
+        """Run the model on a batch and return the weights of all tokens instead of maps.
+
+        Raises:
+            ToastError: a map differs from the attention that the model uses.
+        """
+        _, _, first, last, checks = self._run(inputs)
+        return AttentionWeights(
+            self._reduce_levels(first), self._reduce_levels(last) if last.attention else None, checks
+        )
+
+    def _run(self, inputs: object) -> tuple[Tensor, PassOutputs, Trace, Trace, AttentionChecks | None]:
+        """Return the logits, the passes, their traces and the result of the validation."""
+        model, steering = self.model, self.model.adapted.steering
+        recorded = self.levels | {steering.levels.start} if steering is not None and self.checked else self.levels
+        first, last = (Trace(attention_of=recorded) for _ in range(2))
+        logits, passes = model.forward_passes(inputs, first, last)
+        checks = None
+        if self.checked:
+            checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
+        return logits, passes, first, last, checks
+
     def _compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+        return compute_attention_map(self._reduce_levels(trace)[:, None], self.model.backbone, grid)
+
+    def _reduce_levels(self, trace: Trace) -> Tensor:
+        """Return one matrix per sample, `[B, N, N]`, of the selected head and level, or rolled out."""
         attention = [trace.attention[level].float() for level in sorted(self.levels)]
         rolled_out = self.head == "rollout"
-        weights = compute_attention_rollout(attention) if rolled_out else reduce_heads(attention[-1], self.head)
-        return compute_attention_map(weights[:, None], self.model.backbone, grid)
+        return compute_attention_rollout(attention) if rolled_out else reduce_heads(attention[-1], self.head)
 
 
 def resolve_level(backbone: Backbone, level: int) -> int:

@@ -37,15 +37,23 @@ def print_message(text: str) -> None:
     print_line(text, err)
 
 
-def load_writer(run: Path, weights: str | None, device: str | None, raw: bool = False) -> TextGenerator:
+def load_writer(
+    run: Path, weights: str | None, device: str | None, raw: bool = False, interrupted: bool = False
+) -> TextGenerator:
     """Load a run's language model for generation.
 
-    Prompts are formatted with the template that the run was trained with, unless `raw` is true.
+    Prompts are formatted with the template that the run was trained with, unless `raw` is true. With `interrupted`, a
+    run that has not finished is loaded from its last checkpoint, which is printed on stderr.
 
     Raises:
-        UsageError: The run is not one of a language model, or the device is not available.
+        UsageError: The run is not one of a language model, it has no checkpoint, or the device is not available.
         ToastError: The run is damaged, or its backbone has no tokenizer.
     """
+    from toast_cli.evaluation.interrupted_run import describe_last_checkpoint
     from toast_cli.evaluation.open_run import RunRequest, make_text_generator, open_run
+    from toast_cli.storage.run_folder import is_unfinished
 
-    return make_text_generator(open_run(RunRequest(run, weights=weights, device=device)), print_message, raw)
+    if interrupted and is_unfinished(run):
+        print_message(describe_last_checkpoint(run))
+    request = RunRequest(run, weights=weights, device=device, interrupted=interrupted)
+    return make_text_generator(open_run(request), print_message, raw)

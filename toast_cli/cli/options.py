@@ -114,6 +114,20 @@ TopPOption = Annotated[
         help="Nucleus sampling: keep the most likely tokens whose probabilities add up to this value.",
     ),
 ]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Sample from this many of the most likely tokens; 0 for all. [default: as the model's own settings]"
+    ),
+]
+RepetitionPenaltyOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        help="Divide the scores of tokens that occur already, in the prompt or the answer, by this number; 1 for none. "
+        "[default: as the model's own settings]",
+    ),
+]
 RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the prompt template.")]
 SamplingSeedOption = Annotated[int, typer.Option("--seed", help="Random seed for sampling.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.text.json_lines import read_json_lines
-from toast_cli.data.text.turns import Turn
+from toast_cli.data.text.turns import Turn, dump_json
+from toast_cli.evaluation.judge_questions import Question, QuestionTurn
 from toast_cli.storage.checksums import append_checksummed_line, read_checksummed_lines
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
     from toast_cli.model.generation import TextGenerator
@@ -34,15 +37,14 @@ JUDGE_PROMPT = (
     "answer is, and give one whole number from 1 (worst) to 10 (best) for all of it together. "
     'Reply with JSON and nothing else: {"score": NUMBER, "why": "one or two sentences"}'
 )
+LAST_ANSWER_PROMPT = " The conversation has several turns. Grade its last answer alone, in view of the turns before it."
+"""Further words of the prompt about an answer to a later turn of a question."""
 
+JUDGE_TEMPERATURE = 0.0
+"""Sampling temperature of the judge, unless another one or none is requested."""
 
-@dataclass(frozen=True)
-class Question:
-    """A line of a questions file in the format of Vicuna."""
-
-    question_id: int | str
-    category: str
-    text: str
+REASONING_END = "</think>"
+"""Tag after the reasoning of models that write it into the reply. Scores before it are not the judge's verdict."""
 
 
 @dataclass(frozen=True)
@@ -56,51 +58,78 @@ class JudgeReply:
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge model at an endpoint with OpenAI's chat API."""
+    """A judge model at an endpoint with OpenAI's chat API.
 
-    model: str
+    Attributes:
+        model: the name of the model; None leaves it out of requests, for a server of a single model.
+        url: the address of the API; None is OpenAI's.
+        retries: the number of retries of a failing request.
+        temperature: the temperature of sampling; None leaves it out, for models that refuse one.
+    """
+
+    model: str | None
     url: str | None = None
     retries: int = 5
+    temperature: float | None = JUDGE_TEMPERATURE
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings of a judgement: model, endpoint and prompt."""
-        return {"judge": self.model, "url": self.url, "task": JUDGE_PROMPT}
+    def to_dict(self, turn: int = 1) -> dict[str, Any]:
+        """Return the settings of a judgement of a turn: model, endpoint, prompt and temperature."""
+        return {"judge": self.model, "url": self.url, "task": get_judge_prompt(turn), "temperature": self.temperature}
 
-    def request_replies(self, question: str, answer: str) -> Iterator[JudgeReply]:
+    def describe(self) -> str:
+        """Return the name of the judge in messages."""
+        return self.model or f"the model at {self.url}"
+
+    def request_replies(self, turn: QuestionTurn, answer: str) -> Iterator[JudgeReply]:
         """Yield the judge's replies until one holds a score, at most `MAX_JUDGE_ATTEMPTS`.
 
         Raises:
             ToastError: the endpoint cannot be reached or refuses the request, after all retries.
         """
         try:
-            from openai import OpenAI, OpenAIError
+            from openai import NOT_GIVEN, OpenAI, OpenAIError
         except ImportError as error:
             raise ToastError(
                 "The judge needs the package openai.",
                 what_to_do='pip install "openai>=1.60".',
                 code="cli.missing-package",
             ) from error
-        prompt = f"[Question]\n{question}\n\n[Answer]\n{answer}"
-        messages: list[Any] = [{"role": "system", "content": JUDGE_PROMPT}, {"role": "user", "content": prompt}]
+        exchanges = [*turn.exchanges, (turn.text, answer)]
+        prompt = "\n\n".join(f"[Question]\n{text}\n\n[Answer]\n{reply}" for text, reply in exchanges)
+        messages: list[Any] = [
+            {"role": "system", "content": get_judge_prompt(turn.number)},
+            {"role": "user", "content": prompt},
+        ]
+        model: Any = NOT_GIVEN if self.model is None else self.model
+        temperature: Any = NOT_GIVEN if self.temperature is None else self.temperature
         key = os.environ.get("OPENAI_API_KEY") or (self.url and "none")  # most local servers need no key
         for _ in range(MAX_JUDGE_ATTEMPTS):
             try:
                 client = OpenAI(api_key=key, base_url=self.url, max_retries=self.retries)
                 # The raw response, because a successful response of servers and proxies is not always a completion.
                 raw = client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=messages, temperature=0.0
+                    model=model, messages=messages, temperature=temperature
                 )
             except (OpenAIError, ValueError) as error:  # a malformed address is a ValueError or the client's own
+                refused = "temperature" in str(error) and self.temperature is not None
                 raise ToastError(
-                    f"The request to the judge '{self.model}' failed.",
+                    f"The request to the judge '{self.describe()}' failed.",
                     f"{type(error).__name__}: {error}",
-                    "Check OPENAI_API_KEY and --judge-url, then run again. Finished judgements are kept.",
+                    "Use --judge-temperature none, which leaves the temperature out."
+                    if refused
+                    else "Check OPENAI_API_KEY, --judge-url and --judge-model, then run again. Finished judgements are "
+                    "kept.",
                     code="judge.not-reachable",
                 ) from error
             reply = parse_judge_reply(raw.http_response.text)
             yield reply
             if reply.score is not None:
                 return
+
+
+def get_judge_prompt(turn: int) -> str:
+    """Return the system prompt of the judge for the answer to a turn, from 1."""
+    return JUDGE_PROMPT if turn == 1 else JUDGE_PROMPT + LAST_ANSWER_PROMPT
 
 
 def parse_judge_reply(body: str) -> JudgeReply:
@@ -121,61 +150,16 @@ def parse_judge_reply(body: str) -> JudgeReply:
 
 
 def parse_judge_score(reply: str) -> float | None:
-    """Return the value of "score" in a reply, if it is from 1 to 10; else None. Text around the JSON is ignored."""
-    match = re.search(r'"score"\s*:\s*"?(\d+(?:\.\d+)?)', reply)
-    score = float(match.group(1)) if match else 0.0
+    """Return the last value of "score" in a reply, if it is from 1 to 10; else None.
+
+    Text around the JSON is ignored. Reasoning between `<think>` and `</think>` is no part of the reply, and a judge
+    that considers several scores ends with its own.
+    """
+    _, _, verdict = reply.rpartition(REASONING_END)
+    verdict, _, _ = verdict.partition(REASONING_END.replace("/", ""))  # reasoning that was cut off
+    found = re.findall(r'"score"\s*:\s*"?(-?\d+(?:\.\d+)?)', verdict)
+    score = float(found[-1]) if found else 0.0
     return score if 1 <= score <= 10 else None
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read the questions of a JSON-lines file.
-
-    Raises:
-        UsageError: the file does not exist.
-        ToastError: the file is not JSON lines, a line is not a question, or an id occurs twice.
-    """
-    if not path.is_file():
-        raise UsageError(
-            f"The questions file {path} does not exist.", what_to_do="Check --judge.", code="data.missing-file"
-        )
-    questions: dict[int | str, Question] = {}
-    for number, raw in read_json_lines(path):
-        try:
-            question = _parse_question(raw)
-            if question.question_id in questions:
-                raise ValueError(f"its question_id {question.question_id!r} occurs twice")
-        except ValueError as error:
-            raise ToastError(
-                f"Line {number} of {path} is not a question: {error}.",
-                what_to_do="Write each line as a JSON object with question_id (a unique number or string), category "
-                "and text.",
-                code="judge.invalid-question",
-            ) from error
-        questions[question.question_id] = question
-    if not questions:
-        raise ToastError(f"The questions file {path} is empty.", code="judge.no-questions")
-    return list(questions.values())
-
-
-def _parse_question(raw: Any) -> Question:
-    """Return a line as a question.
-
-    Raises:
-        ValueError: the line is not a question; the message gives the reason.
-    """
-    if not isinstance(raw, dict):
-        raise ValueError("it is not an object")
-    for name in ("question_id", "text"):
-        if name not in raw:
-            raise ValueError(f"it has no {name}")
-    number, category, text = raw["question_id"], raw.get("category", "all"), raw["text"]
-    if isinstance(number, bool) or not isinstance(number, int | str):
-        raise ValueError("its question_id is not an integer or a string")
-    if not isinstance(category, str):
-        raise ValueError("its category is not a string")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("its text is empty" if isinstance(text, str) else "its text is not a string")
-    return Question(number, category, text)
 
 
 def answer_questions(
@@ -185,8 +169,10 @@ def answer_questions(
     seed: int,
     max_new_tokens: int,
     weights: str | None = None,
-) -> Iterator[tuple[Question, str]]:
-    """Yield every question with its answer, in order; reuse the answers in the file, and append new ones.
+) -> Iterator[tuple[QuestionTurn, str]]:
+    """Yield every turn of every question with its answer, in order; reuse the answers in the file, and append new ones.
+
+    A later turn is answered after the earlier ones and their answers.
 
     Args:
         writer: loads the model; called once, and only if an answer is missing.
@@ -199,65 +185,102 @@ def answer_questions(
     import torch
 
     settings = {"temperature": ANSWER_TEMPERATURE, "max_new_tokens": max_new_tokens, "seed": seed, "weights": weights}
-    kept = {
-        line["question_id"]: line["answer"]
-        for line in _read_matching_lines(path, questions)
-        if settings.items() <= line.items()
-    }
+    kept = {_get_key(line): line["answer"] for line in _read_lines(path) if settings.items() <= line.items()}
     loaded: TextGenerator | None = None
     for number, question in enumerate(questions):
-        if question.question_id in kept:
-            yield question, kept[question.question_id]
-            continue
-        loaded = loaded or writer()
-        torch.manual_seed(seed + number)  # one seed per question, so that a resumed session gives the same answers
-        answer = loaded.answer(
-            [Turn("user", question.text)], do_sample=True, temperature=ANSWER_TEMPERATURE, max_new_tokens=max_new_tokens
-        )
-        append_checksummed_line(path, {**vars(question), "answer": answer, **settings})
-        yield question, answer
+        answers: list[str] = []
+        for turn in (QuestionTurn(question, place + 1, tuple(answers)) for place in range(len(question.turns))):
+            if (answer := kept.get(_get_key(turn.to_dict()))) is None:
+                loaded = loaded or writer()
+                torch.manual_seed(seed + number)  # one per question, so that a resumed session gives the same answers
+                earlier = [[Turn("user", text), Turn("assistant", reply)] for text, reply in turn.exchanges]
+                answer = loaded.answer(
+                    [*chain.from_iterable(earlier), Turn("user", turn.text)],
+                    do_sample=True,
+                    temperature=ANSWER_TEMPERATURE,
+                    max_new_tokens=max_new_tokens,
+                )
+                append_checksummed_line(path, {**turn.to_dict(), "answer": answer, **settings})
+            answers.append(answer)
+            yield turn, answer
 
 
 def judge_answers(
-    judge: Judge, answers: Iterable[tuple[Question, str]], path: Path
-) -> Iterator[tuple[Question, JudgeReply]]:
-    """Yield every question with the judge's last reply to its answer; append all replies to the file.
+    judge: Judge, answers: Iterable[tuple[QuestionTurn, str]], path: Path, parallel: int = 1
+) -> Iterator[tuple[QuestionTurn, JudgeReply]]:
+    """Yield every turn with the judge's last reply to its answer; append all replies to the file.
 
     A score in the file of the same judge for the same answer is reused. The last reply has no score if all attempts
-    failed.
+    failed. At most `parallel` requests are under way at once.
+
+    Raises:
+        ToastError: a request failed. No further one is begun, and the replies to those under way are kept.
     """
     answers = list(answers)
-    settings = judge.to_dict()
     kept = {
-        (line["question_id"], line["answer"]): JudgeReply(line["reply"], line["score"])
-        for line in _read_matching_lines(path, [question for question, _ in answers])
-        if line["score"] is not None and settings.items() <= line.items()
+        (_get_key(line), line["answer"]): JudgeReply(line["reply"], line["score"])
+        for line in _read_lines(path)
+        # Lines of earlier versions have no temperature.
+        if line["score"] is not None
+        and judge.to_dict(line.get("turn", 1)).items() <= {"temperature": JUDGE_TEMPERATURE, **line}.items()
     }
-    for question, answer in answers:
-        if (question.question_id, answer) not in kept:
-            for reply in judge.request_replies(question.text, answer):
+    lock, failed = Lock(), Event()
+
+    def request(turn: QuestionTurn, answer: str) -> JudgeReply:
+        if failed.is_set():
+            raise CancelledError
+        try:
+            for reply in judge.request_replies(turn, answer):
                 verdict = {"score": reply.score, "reply": reply.text, "why": reply.why}
-                append_checksummed_line(path, {**vars(question), "answer": answer, **settings, **verdict})
-            kept[question.question_id, answer] = reply
-        yield question, kept[question.question_id, answer]
+                with lock:
+                    append_checksummed_line(
+                        path, {**turn.to_dict(), "answer": answer, **judge.to_dict(turn.number), **verdict}
+                    )
+        except BaseException:
+            failed.set()
+            raise
+        return reply
+
+    with ThreadPoolExecutor(parallel) as threads:
+        replies: dict[Any, Future[JudgeReply]] = {}
+        for turn, answer in answers:
+            key = (_get_key(turn.to_dict()), answer)
+            if key not in kept and key not in replies:
+                replies[key] = threads.submit(request, turn, answer)
+        try:
+            for turn, answer in answers:
+                key = (_get_key(turn.to_dict()), answer)
+                yield turn, kept[key] if key in kept else replies[key].result()
+        except BaseException:
+            failed.set()
+            done, _ = wait(replies.values())
+            errors = [error for each in done if (error := each.exception()) and not isinstance(error, CancelledError)]
+            if errors:  # a request was cancelled because of another one
+                raise errors[0] from None
+            raise
 
 
-def average_by_category(scores: Sequence[tuple[Question, JudgeReply]]) -> dict[str, float | None]:
-    """Return the mean score of each category, in the order of the questions, and of all as "overall" (table 3)."""
-    scores_by_category: dict[str, list[float]] = {
-        name: [] for name in (*(question.category for question, _ in scores), "overall")
-    }
-    for question, reply in scores:
+def average_by_category(scores: Sequence[tuple[QuestionTurn, JudgeReply]]) -> dict[str, float | None]:
+    """Return the mean score of each category, in the order of the questions, and of all as "overall" (table 3).
+
+    If a question has several turns, the mean of each turn comes before that of all, as in MT-Bench.
+    """
+    turns = sorted({turn.number for turn, _ in scores})
+    columns = [*(turn.question.category for turn, _ in scores), *(f"turn {each}" for each in turns if len(turns) > 1)]
+    scores_by_column: dict[str, list[float]] = {name: [] for name in (*columns, "overall")}
+    for turn, reply in scores:
         if reply.score is not None:
-            scores_by_category[question.category].append(reply.score)
-            scores_by_category["overall"].append(reply.score)
-    return {category: fmean(values) if values else None for category, values in scores_by_category.items()}
+            for name in {turn.question.category, "overall", *([f"turn {turn.number}"] if len(turns) > 1 else [])}:
+                scores_by_column[name].append(reply.score)
+    return {name: fmean(values) if values else None for name, values in scores_by_column.items()}
 
 
-def _read_matching_lines(path: Path, questions: Iterable[Question]) -> list[dict[str, Any]]:
-    """Return the lines of a file that belong to these questions with the same texts."""
-    if not path.is_file():
-        return []
-    texts = {question.question_id: question.text for question in questions}
-    kept = read_checksummed_lines(path, "Remove the file; its contents are then requested again.")
-    return [line for line in kept if texts.get(line["question_id"]) == line["text"]]
+def _get_key(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what identifies a turn of a question in a stored line: its texts and the answers before it."""
+    return line["question_id"], line["text"], line.get("turn", 1), dump_json(line.get("earlier", []))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file; none if it does not exist."""
+    hint = "Remove the file; its contents are then requested again."
+    return list(read_checksummed_lines(path, hint)) if path.is_file() else []

@@ -14,6 +14,7 @@ from toast_cli.data.base import TEXT_KINDS, DataSet, get_split_kind
 from toast_cli.data.class_map import normalize_class_names
 from toast_cli.data.identity import describe_class_differences
 from toast_cli.data.python_data import PythonData
+from toast_cli.evaluation.interrupted_run import load_interrupted_model
 from toast_cli.evaluation.other_data import choose_dataset
 from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
@@ -21,6 +22,7 @@ from toast_cli.model.recipe_data import open_data, require_fitting_task
 from toast_cli.recipe.parse import replace_recipe_fields, set_data_source
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.load_model import load_model
+from toast_cli.storage.run_folder import is_unfinished
 from toast_cli.training.data.recorded_paths import find_recorded_paths
 from toast_cli.training.data.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.distributed.devices import make_accelerator
@@ -50,7 +52,7 @@ class RunRequest:
 
     `split` may be `ALL_SPLITS` or `DEFAULT_SPLIT`. `alpha` scales the feedback signals. `data` is data given in
     Python, instead of a data set's name. `overrides` are dotted fields of the data set that is named, such as
-    `dataset.image_column=file`.
+    `dataset.image_column=file`. With `interrupted`, a run that has not finished is opened at its last checkpoint.
     """
 
     path: Path
@@ -63,6 +65,7 @@ class RunRequest:
     alpha: float | None = None
     data: PythonData | None = field(default=None, kw_only=True)
     overrides: tuple[str, ...] = field(default=(), kw_only=True)
+    interrupted: bool = field(default=False, kw_only=True)
 
 
 @dataclass
@@ -83,7 +86,8 @@ def open_run(request: RunRequest) -> OpenedRun:
         UsageError: there is no run, the device or precision is not available, or `alpha` is set without feedback.
         ToastError: the run is damaged, or its backbone's weights cannot be found.
     """
-    loaded = load_model(request.path, request.weights)
+    load = load_interrupted_model if request.interrupted and is_unfinished(request.path) else load_model
+    loaded = load(request.path, request.weights)
     fields = {name: getattr(request, name) for name in ("dataset", "data_dir", "device", "precision")}
     own = loaded.recipe
     if not (request.dataset or request.data_dir or request.data):

@@ -38,10 +38,30 @@ def choose_template(recipe: Recipe, tokenizer: Any) -> str | None:
     return "chat" if getattr(tokenizer, "chat_template", None) else None
 
 
-def make_generation_settings(max_new_tokens: int, temperature: float, top_p: float, beams: int) -> dict[str, Any]:
-    """Return settings of transformers. A temperature of 0 selects greedy decoding, or beam search."""
+def make_generation_settings(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    beams: int,
+    top_k: int | None = None,
+    repetition_penalty: float | None = None,
+) -> dict[str, Any]:
+    """Return settings of transformers. A temperature of 0 selects greedy decoding, or beam search.
+
+    Args:
+        max_new_tokens: largest number of new tokens.
+        temperature: the temperature of sampling, or 0.
+        top_p: share of the probability that the most likely tokens, from which one is sampled, add up to.
+        beams: number of beams.
+        top_k: number of the most likely tokens from which one is sampled; 0 for all, None for the model's own setting.
+        repetition_penalty: divisor of the scores of tokens that occur already (CTRL, Keskar et al., 2019); 1 for none,
+            None for the model's own setting.
+    """
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": beams, "do_sample": temperature > 0}
-    return settings | ({"temperature": temperature, "top_p": top_p} if temperature > 0 else {})
+    if temperature > 0:
+        settings |= {"temperature": temperature, "top_p": top_p}
+        settings |= {} if top_k is None else {"top_k": top_k}
+    return settings | ({} if repetition_penalty is None else {"repetition_penalty": repetition_penalty})
 
 
 def find_stop_tokens(tokenizer: Any, template: str | None, known: int | Sequence[int] | None) -> list[int]:

@@ -37,6 +37,19 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1][learned].float(), labels[:, 1:][learned], reduction="sum")
 
 
+def measure_texts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of every text, summed over its target tokens, and their number, both `[B]`.
+
+    `logits` are `[B, N, V]` and `labels` `[B, N]`, as for `next_token_loss`.
+    """
+    from torch.nn import functional as F
+
+    learned = labels[:, 1:] != IGNORE_INDEX
+    losses = logits.new_zeros(learned.shape).float()
+    losses[learned] = F.cross_entropy(logits[:, :-1][learned].float(), labels[:, 1:][learned], reduction="none")
+    return losses.sum(1), learned.sum(1)
+
+
 class LanguageMeter(Meter):
     """Loss per target token, and perplexity."""
 

@@ -34,8 +34,12 @@ SWEEP_LABELS = {
     "f1_per_image": "F1 per image",
     "share_inside": "pass two on the object",
     "shift": "moved between passes",
+    "loss": "loss per text",
+    "loss_change": "minus that of the plain model",
 }
 """Headings of the metrics of a sweep."""
+LOSSES = ("loss", "loss_change")
+"""Metrics of a sweep that are no shares."""
 
 MeanCurves = dict[str, dict[str, list[MeanEstimate]]]
 PixelShares = Mapping[str, Sequence[float]]
@@ -109,10 +113,11 @@ def draw_sweep(points: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> 
     figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
     alphas = [point["alpha"] for point in points]
     for axis, name in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
-        mean, low, high = ([100 * point[name][part] for point in points] for part in ("mean", "low", "high"))
+        scale, unit = (1, "") if name in LOSSES else (100, ", %")
+        mean, low, high = ([scale * point[name][part] for point in points] for part in ("mean", "low", "high"))
         axis.plot(alphas, mean, marker="o", markersize=3)
         axis.fill_between(alphas, low, high, alpha=0.2)
         axis.axvline(1.0, color="grey", linewidth=0.8, linestyle="--")
-        axis.set_title(f"{SWEEP_LABELS[name]}, %", fontsize=9)
+        axis.set_title(f"{SWEEP_LABELS[name]}{unit}", fontsize=9)
         axis.set_xlabel("strength of the feedback (1: as learned)", fontsize=8)
     return figure

@@ -123,7 +123,8 @@ def test_runs_are_held_against_each_other_before_any_is_measured(
         raise AssertionError("a run was measured")
 
     monkeypatch.setattr("toast_cli.evaluation.compare_runs.measure_run", never)
-    toast("compare", runs[1], tuned_on_texts(here, "texts")).fails(2, "texts", "none.json")
+    texts = tuned_on_texts(here, "texts")
+    toast("compare", runs[1], texts).fails(2, f"{texts} is a language model", error="data.different-kinds")
     elsewhere = {"name": "demo", "test_images": 12, "train_images": 5, "val_images": 5, "world_seed": 1}
     other = kept(demo_model("linear"), here / "elsewhere", dataset=elsewhere)
     toast("compare", runs[1], other).fails(1, "elsewhere", "fine/test/000000", error="data.different-images")

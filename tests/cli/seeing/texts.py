@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,12 +13,13 @@ from toast_cli.recipe.parse import build_recipe
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 
 
-def tuned_on_texts(here: Path, path: str, seed: int = 0) -> Path:
+def tuned_on_texts(here: Path, path: str, seed: int = 0, **dataset: Any) -> Path:
     """A run of a tiny language model whose feedback path moves attention, though nothing was learned."""
     folder = here / "llama"
     if not folder.exists():
         make_model(folder)
-    raw = {"backbone": f"llama:{folder}", "dataset": "alpaca:none.json", "device": "cpu"}
+    data = {"name": "alpaca", "path": "none.json", **dataset}
+    raw = {"backbone": f"llama:{folder}", "dataset": data, "device": "cpu"}
     recipe = build_recipe(
         {**raw, "method": {"name": "toast", "start": "random"}, "task": "language"}, {}, origin="a test"
     )

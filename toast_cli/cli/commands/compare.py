@@ -1,7 +1,8 @@
-"""`toast compare`: compare runs on the same images in a table, a figure and an HTML page."""
+"""`toast compare`: compare runs on the same images or texts in a table, a figure and an HTML page."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,30 +22,36 @@ def run_compare(
     ],
     dataset: options.DatasetOption = None,
     data_dir: options.DataDirOption = None,
-    split: Annotated[str, typer.Option(help="Data split: train, val or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Data split: train, val or test. [default: test; of texts given by --dataset, all of them]"),
+    ] = None,
     weights: options.WeightsOption = None,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = None,
     layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last one.")] = -1,
     head: options.HeadOption = "mean",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Evaluate a random subset of this many images (seed of the first run).")
+        int | None,
+        typer.Option(min=1, help="Evaluate a random subset of this many images or texts (seed of the first run)."),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="Number of images to show, starting with those the runs disagree on most.")
+        int,
+        typer.Option(min=1, help="Number of images or texts to show, starting with those the runs disagree on most."),
     ] = 6,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output folder for report.html, comparison.png and comparison.json. [default: comparison/, or a "
-            "numbered folder if it holds another comparison]"
+            help="Output folder for report.html, comparison.json, and comparison.png or losses.csv. [default: "
+            "comparison/, or a numbered folder if it holds another comparison]"
         ),
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Compare runs on the same images.
+    """Compare runs on the same images or texts.
 
-    Reports every difference with a confidence interval, and shows the images on which the runs disagree most.
+    Reports every difference with a confidence interval, and shows the images or texts on which the runs disagree most.
+    Language models are compared by their loss on each text.
     """
     from toast_cli.cli.output.comparison import (
         build_comparison_tables,
@@ -55,8 +62,11 @@ def run_compare(
     )
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.text_comparison import build_text_tables, write_text_comparison
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.compare_runs import build_comparison
+    from toast_cli.evaluation.open_run import DEFAULT_SPLIT
+    from toast_cli.evaluation.texts.comparison import are_language_runs, build_text_comparison
     from toast_cli.utils.files import write_json, write_text
     from toast_cli.utils.formatting import render_template
     from toast_cli.visualize.figure import draw_figure
@@ -67,6 +77,7 @@ def run_compare(
     from toast_cli.visualize.view import compute_image_view
 
     paths, overrides = options.split_dataset_overrides(runs)
+    given_split, split = split, split or "test"
     attention_head = options.parse_head(head)
     requests = [
         AttentionEvalRequest(
@@ -84,6 +95,18 @@ def run_compare(
         )
         for path in paths
     ]
+    if are_language_runs(requests):
+        with TerminalReporter() as reporter:
+            requests = [replace(request, split=given_split or DEFAULT_SPLIT) for request in requests]
+            compared = build_text_comparison(requests, reporter)
+        folder, numbers = write_text_comparison(compared, out, images)
+        if as_json:
+            print_json(numbers)
+        else:
+            for table in build_text_tables(compared):
+                print_table(table)
+        print_line(f"Report: {folder / 'report.html'}", err)
+        return
     with TerminalReporter() as reporter:
         found = build_comparison(requests, reporter)
     disputed = found.find_most_disputed(images)

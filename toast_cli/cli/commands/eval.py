@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,8 @@ def run_eval(
         typer.Option(
             "--attention",
             help="Evaluate the attention maps: overlap with object masks (if available), deletion and insertion "
-            "curves, and the shift between passes.",
+            "curves, and the shift between passes. Of a language model: the share of attention on each part of its "
+            "texts.",
         ),
     ] = False,
     alpha: options.AlphaOption = None,
@@ -43,7 +45,9 @@ def run_eval(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="With --attention or --sweep: evaluate a random subset of this many images (seed of the run)."
+            min=1,
+            help="With --attention or --sweep: evaluate a random subset of this many images or texts (seed of the "
+            "run). With --tasks: the first questions of each task.",
         ),
     ] = None,
     curve_images: Annotated[
@@ -74,13 +78,41 @@ def run_eval(
     judge: Annotated[
         Path | None,
         typer.Option(
-            help="Answer the questions in this JSON Lines file (question_id, category, text), scored by an LLM."
+            help="Answer the questions in this JSON Lines file (question_id, category, and text or turns), scored by "
+            "an LLM."
         ),
     ] = None,
-    judge_model: Annotated[str, typer.Option(help="With --judge: model that scores the answers.")] = "gpt-4",
+    judge_model: Annotated[
+        str | None,
+        typer.Option(
+            help="With --judge: model that scores the answers. [default: gpt-4; with --judge-url, requests name none]"
+        ),
+    ] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="With --judge: URL of an OpenAI-compatible API. [default: OpenAI]")
     ] = None,
+    judge_temperature: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER|none", help="With --judge: temperature of the judge; none leaves it out of the requests."
+        ),
+    ] = "0",
+    parallel: Annotated[int, typer.Option(min=1, help="With --judge: number of requests to the judge at once.")] = 1,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Evaluate a language model on tasks of lm-evaluation-harness: names, groups or patterns, separated by "
+            "commas, e.g. hellaswag,arc_easy, or task files."
+        ),
+    ] = None,
+    tasks_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further task files.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(min=0, help="With --tasks: examples before each question. [default: as each task says]"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="With --tasks: write questions as turns, in the format of the run.")
+    ] = False,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="With --judge: maximum number of tokens per answer.")
     ] = 512,
@@ -107,7 +139,8 @@ def run_eval(
     By default, reports the task's metrics on the run's own data set, and writes the answers as tables and pictures into
     RUN/evaluations; --dataset selects another data set with the same classes, or some of them, or other texts, which
     are measured whole. --attention evaluates
-    the attention maps, --sweep varies the strength of the feedback, and --judge has an LLM score the run's answers.
+    the attention maps, --sweep varies the strength of the feedback, --judge has an LLM score the run's answers, and
+    --tasks measures a language model on the tasks of lm-evaluation-harness.
     """
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.utils.errors import UsageError
@@ -116,9 +149,19 @@ def run_eval(
         raise UsageError(
             "--judge and --dataset cannot be combined: the questions are the data.", code="cli.conflicting-options"
         )
-    if judge is None and run is not None and len(run) > 1:
+    given = {"--attention": attention, "--sweep": sweep, "--judge": judge is not None, "--report": report, "--tta": tta}
+    given |= {"--dataset": dataset is not None, "--split": split is not None, "--evaluation": evaluation is not None}
+    given |= {"--precision": precision is not None, f"{overrides[0] if overrides else ''}": bool(overrides)}
+    if tasks is not None and any(given.values()):
+        other = next(name for name, is_given in given.items() if is_given)
         raise UsageError(
-            "Only --judge accepts several runs.",
+            f"--tasks and {other} cannot be combined: the tasks are the data.", code="cli.conflicting-options"
+        )
+    if tasks is None and (tasks_path is not None or shots is not None or chat):
+        raise UsageError("--tasks-path, --shots and --chat need --tasks.", code="cli.missing-option")
+    if judge is None and tasks is None and run is not None and len(run) > 1:
+        raise UsageError(
+            "Only --judge and --tasks accept several runs.",
             what_to_do="Run 'toast compare RUN RUN ...' to compare runs.",
             code="cli.too-many-runs",
         )
@@ -150,23 +193,24 @@ def run_eval(
             "They evaluate single images as they are, or texts.",
             code="cli.conflicting-options",
         )
-    if limit is not None and not (attention or sweep):
+    if limit is not None and not (attention or sweep or tasks is not None):
         raise UsageError(
-            "--limit needs --attention or --sweep.",
+            "--limit needs --attention, --sweep or --tasks.",
             "Accuracy is always computed on the full split.",
             code="cli.missing-option",
         )
 
     from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
-    from toast_cli.cli.commands.eval_judge import build_judge_table, run_judge_eval
+    from toast_cli.cli.commands.eval_judge import build_judge_table, make_judge, run_judge_eval
+    from toast_cli.cli.commands.eval_texts import run_text_attention, run_text_sweep
     from toast_cli.cli.output.answers import write_evaluation_files
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
-    from toast_cli.evaluation.llm_judge import Judge
     from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
+    from toast_cli.evaluation.texts.runs import is_language_run
     from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.utils.errors import ToastError
     from toast_cli.utils.files import write_json
@@ -174,15 +218,29 @@ def run_eval(
     results: dict[str, Any]
     written, failure = "", None
     runs = run or [resolve_run_path(None)]
-    if judge is not None:
-        results = run_judge_eval(runs, judge, Judge(judge_model, judge_url), weights, device, max_new_tokens, seed)
-        table = build_judge_table(results, judge_model)
+    if tasks is not None:
+        from toast_cli.cli.commands.eval_tasks import run_task_eval
+        from toast_cli.evaluation.harness.tasks import HarnessRequest
+
+        names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+        results, table = run_task_eval(
+            runs, HarnessRequest(names, tasks_path, shots, limit, chat), weights, device, alpha
+        )
+    elif judge is not None:
+        scorer = make_judge(judge_model, judge_url, judge_temperature)
+        results = run_judge_eval(runs, judge, scorer, weights, device, max_new_tokens, seed, parallel)
+        table = build_judge_table(results, scorer)
     elif attention or sweep:
         request = AttentionEvalRequest(
             runs[0], dataset, data_dir, split or "test", weights, device, precision, alpha, limit, layer,
             options.parse_head(head), curve_images, overrides=tuple(overrides or ()),
         )  # fmt: skip
-        results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
+        if is_language_run(request.path):
+            # Other texts are measured whole, as without these options.
+            request = replace(request, split=split or DEFAULT_SPLIT)
+            results, table = (run_text_sweep if sweep else run_text_attention)(request, out)
+        else:
+            results, table = (run_strength_sweep if sweep else run_attention_eval)(request, out)
     else:
         with TerminalReporter() as reporter:
             run_request = RunRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,31 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Prompt to answer.")] = None,
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", help="Chat in the terminal, one turn per line. An empty line or Ctrl-D quits."),
+        typer.Option(
+            "--interactive",
+            help='Chat in the terminal, one turn per line, or several lines between """ and """. /save [FILE] saves '
+            "the conversation; an empty line or Ctrl-D quits.",
+        ),
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="File of prompts, answered in batches: one per line, or .json or .jsonl with 'prompt'."),
+        typer.Option(
+            help="File of prompts, answered in batches: one per line, or .json or .jsonl with 'prompt', 'messages' or "
+            "another format of conversations."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="With --prompts: batch size.")] = 8,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --prompts: write the answers to this JSON Lines file, each entry of the file of prompts with "
+            "its 'answer'."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="System message before every conversation that has none of its own."),
+    ] = None,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
@@ -31,6 +50,8 @@ def generate(
     max_new_tokens: options.MaxNewTokensOption = 256,
     temperature: options.TemperatureOption = 0.0,
     top_p: options.TopPOption = 1.0,
+    top_k: options.TopKOption = None,
+    repetition_penalty: options.RepetitionPenaltyOption = None,
     beams: Annotated[int, typer.Option(min=1, help="Number of beams. Beam search does not stream the answer.")] = 1,
     seed: options.SamplingSeedOption = 0,
     device: options.DeviceOption = None,
@@ -38,7 +59,8 @@ def generate(
 ) -> None:
     """Generate text with a tuned language model.
 
-    Uses the newest run, unless --run selects another one or --backbone an untuned model.
+    Uses the newest finished run, unless --run selects another one or --backbone an untuned model. A run of --run that
+    has not finished answers with its last checkpoint.
     """
     from toast_cli.utils.errors import UsageError
 
@@ -48,6 +70,27 @@ def generate(
         raise UsageError("The prompt is empty.", what_to_do="Pass a text to answer.", code="text.empty-prompt")
     if interactive and (as_json or raw):
         raise UsageError("--interactive cannot be combined with --json or --raw.", code="cli.conflicting-options")
+    if system is not None and (raw or not system.strip()):
+        raise UsageError(
+            "--system cannot be combined with --raw." if raw else "The system message is empty.",
+            what_to_do="Leave one of them out." if raw else "Pass a text, or leave --system out.",
+            code="cli.conflicting-options" if raw else "text.empty-prompt",
+        )
+    if top_k is not None and temperature == 0:
+        raise UsageError(
+            "--top-k needs --temperature.",
+            "Without it, the most likely token is always chosen.",
+            "Add --temperature 1, for example.",
+            code="cli.missing-option",
+        )
+    if out is not None and (prompts is None or as_json):
+        raise UsageError(
+            "--out needs --prompts, and cannot be combined with --json.",
+            "It writes the answers to a file of prompts.",
+            code="cli.missing-option",
+        )
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists already.", what_to_do="Choose another name.", code="disk.already-exists")
     if run is not None and backbone is not None:
         raise UsageError(
             "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
@@ -55,17 +98,33 @@ def generate(
 
     import torch
 
-    from toast_cli.cli.output.console import print_answer, print_json
-    from toast_cli.data.text.turns import Turn
+    from toast_cli.cli.chat import ChatSession
+    from toast_cli.cli.output.console import print_answer, print_json, print_line
+    from toast_cli.data.text.chat_templates import encode_prompt
+    from toast_cli.data.text.turns import Turn, add_system_turn
     from toast_cli.model.generation import make_generation_settings
+    from toast_cli.utils.files import write_text
+    from toast_cli.utils.names import format_json
 
     asked = None if prompts is None else _read_prompts(prompts)
     writer = _make_writer(run, backbone, weights, raw, device)
-    settings = make_generation_settings(max_new_tokens, temperature, top_p, beams)
+    if system is not None and writer.template is None:
+        raise UsageError(
+            "--system cannot be used with this model.",
+            "It continues texts: it was trained on documents, or has no chat template.",
+            "Write the instruction into the prompt.",
+            code="text.no-chat-template",
+        )
+    settings = make_generation_settings(max_new_tokens, temperature, top_p, beams, top_k, repetition_penalty)
     torch.manual_seed(seed)
 
     if asked is not None:
-        texts = writer.answer_all([one.turns for one in asked], batch_size, **settings)
+        texts = writer.answer_all([add_system_turn(one.turns, system) for one in asked], batch_size, **settings)
+        if out is not None:
+            lines = ({**one.entry, "answer": text} for one, text in zip(asked, texts, strict=True))
+            write_text(out, "".join(f"{format_json(line)}\n" for line in lines))
+            print_line(f"{len(asked):,} answers: {out}")
+            return
         pairs = [{"prompt": one.text, "answer": text} for one, text in zip(asked, texts, strict=True)]
         if as_json:
             print_json(pairs)
@@ -84,14 +143,15 @@ def generate(
         return text
 
     if prompt is not None:
-        text = answer([Turn("user", prompt)])
+        text = answer(add_system_turn([Turn("user", prompt)], system))
         if as_json:
             print_json({"prompt": prompt, "answer": text})
         return
-    turns: list[Turn] = []
-    while line := _read_input_line():
-        turns.append(Turn("user", line))
-        turns.append(Turn("assistant", answer(turns)))
+
+    def count_tokens(turns: Sequence[Turn]) -> int:
+        return len(encode_prompt(turns, writer.tokenizer, writer.template))
+
+    ChatSession(answer, count_tokens, writer.limits.window, max_new_tokens, system).run()
 
 
 def _read_prompts(path: Path) -> list[Prompt]:
@@ -110,14 +170,6 @@ def _read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _read_input_line() -> str:
-    typer.echo("> ", nl=False, err=True)  # stdout has only the answers
-    try:
-        return input().strip()
-    except EOFError:
-        return ""
-
-
 def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
     from toast_cli.model.generation import TextGenerator, choose_template
@@ -125,7 +177,7 @@ def _make_writer(run: Path | None, backbone: str | None, weights: str | None, ra
     from toast_cli.training.session import build_plain_model
 
     if backbone is None:
-        return load_writer(resolve_run_path(run), weights, device, raw)
+        return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True)
     model, recipe = build_plain_model(backbone, weights, device)
     template = None if raw else choose_template(recipe, model.backbone.tokenizer)
     return TextGenerator(model.to(make_accelerator(recipe.device, recipe.precision).device), template, print_message)

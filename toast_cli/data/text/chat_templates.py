@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache, partial
 from itertools import groupby, takewhile
@@ -175,13 +175,54 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
             formatted answer.
     """
     samples = _encode_turns(turns, tokenizer, template, prompt=False)
-    return [sample for sample in samples if sample[1].count(IGNORE_INDEX) < len(sample[1])]
+    return [sample for sample in samples if _has_target(sample)]
+
+
+def _has_target(sample: tuple[list[int], list[int]]) -> bool:
+    return sample[1].count(IGNORE_INDEX) < len(sample[1])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a formatted conversation that is encoded by itself: a prompt or an answer.
+
+    Attributes:
+        text: its text, with `BREAK` in control tokens that turns spell.
+        before: the text of the sample before it.
+        context: the text that it was encoded after; that of the begin token, if nothing is before it.
+        ids: its tokens.
+        turns: the turns up to its end.
+    """
+
+    text: str
+    before: str
+    context: str
+    ids: list[int]
+    turns: tuple[Turn, ...]
+
+
+def split_into_segments(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[list[Segment]]:
+    """Return the segments of every sample of `tokenize_conversation`, whose tokens are those of the sample in order.
+
+    Raises:
+        ChatTemplateError: see `tokenize_conversation`.
+    """
+    segments: list[list[Segment]] = []
+    samples = _encode_turns(turns, tokenizer, template, prompt=False, segments=segments)
+    return [found for sample, found in zip(samples, segments, strict=True) if _has_target(sample)]
 
 
 def _encode_turns(
-    turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool
+    turns: Sequence[Turn],
+    tokenizer: Any,
+    template: str,
+    prompt: bool,
+    segments: list[list[Segment]] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
-    """Return the samples of a conversation; with `prompt`, the last one ends before the next answer."""
+    """Return the samples of a conversation; with `prompt`, the last one ends before the next answer.
+
+    The segments of every sample are added to `segments`.
+    """
     chat = uses_chat_template(tokenizer, template)
     controls = get_control_tokens(tokenizer, template)
     begin = "" if chat else tokenizer.bos_token or ""
@@ -197,15 +238,23 @@ def _encode_turns(
     samples: list[tuple[list[int], list[int]]] = []
     before: str | None = None
 
-    def write_prompt(head: str) -> None:
+    def add_segment(text: str, earlier: str, context: str, ids: list[int], end: int) -> None:
+        if segments is not None:
+            segments[-1].append(Segment(text, earlier, context, ids, tuple(turns[:end])))
+
+    def write_prompt(head: str, end: int) -> None:
         if before is not None and head.startswith(before):
             ids, labels = samples[-1]
             new = controls.encode(head[len(before) :], tokenizer, before)
+            add_segment(head[len(before) :], before, before, new, end)
         else:
             samples.append(([], []))
+            if segments is not None:
+                segments.append([])
             ids, labels = samples[-1]
             new = controls.encode(head, tokenizer, begin)
             new = _add_begin(new, tokenizer) if begin else new
+            add_segment(head, "", begin, new, end)
         ids.extend(new)
         labels.extend([IGNORE_INDEX] * len(new))
 
@@ -227,13 +276,14 @@ def _encode_turns(
                 raise
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
-        write_prompt(head)
+        write_prompt(head, index)
         answer = controls.encode(whole[len(head) :], tokenizer, head)
+        add_segment(whole[len(head) :], head, head, answer, index + 1)
         samples[-1][0].extend(answer)
         samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
         before = whole
     if prompt:
-        write_prompt(format_prompt(turns, tokenizer, template))
+        write_prompt(format_prompt(turns, tokenizer, template), len(turns))
     return samples
 
 

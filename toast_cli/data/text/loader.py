@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -30,8 +31,6 @@ from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from toast_cli.data.base import BatchOptions, LoaderOptions
     from toast_cli.data.text.conversation_split import ConversationSplit
     from toast_cli.data.text.documents import DocumentSplit
@@ -71,7 +70,8 @@ def collate_indexed_texts(items: Sequence[tuple[int, TokenizedText]], pad: int) 
 class TextLoader:
     """Loader of tokenized `texts`. `notes` report truncated texts and texts that were left out.
 
-    `findings` names them; it is None for documents.
+    `findings` names them; it is None for documents. `origins` has, for every text, the index of its conversation in the
+    split and the number of the sample of `tokenize_conversation`; it is empty for documents and packed blocks.
     """
 
     def __init__(
@@ -82,9 +82,11 @@ class TextLoader:
         seed: int,
         batches: BatchOptions,
         findings: TokenFindings | None = None,
+        origins: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self.notes, self.findings = notes, findings
+        self.notes, self.findings, self.origins = notes, findings, origins
         self.texts = texts
+        self._arguments = (notes, pad, seed, batches, findings)
         self.skipped: dict[str, str] = {}  # unreadable texts raise an error earlier
         order = SeededShuffleSampler(len(texts), seed) if batches.shuffle else SequentialSampler(texts)
         self._share = ShardedBatchSampler(order, batches.batch_size, batches.process, batches.processes)
@@ -118,6 +120,14 @@ class TextLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._share.mask_surplus_labels(self._loader)
 
+    def draw_texts(self, count: int | None, seed: int) -> TextLoader:
+        """Return a loader of `count` randomly drawn texts, in their order; this one if there are not more."""
+        if count is None or count >= len(self.texts):
+            return self
+        chosen = sorted(np.random.default_rng(seed).choice(len(self.texts), count, replace=False).tolist())
+        origins = [self.origins[index] for index in chosen] if self.origins else ()
+        return TextLoader([self.texts[index] for index in chosen], *self._arguments, origins)
+
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
         """Use the order of an epoch, and skip its first `begin` batches."""
         self._share.set_epoch(epoch, begin)
@@ -143,7 +153,7 @@ def build_conversation_loader(
     markers = get_marker_tokens(tokenizer)
     stops = find_end_tokens(tokenizer, options.template) | {tokenizer.eos_token_id}
     end_text = find_end_text(tokenizer, options.template)
-    texts, empty, error = [], 0, None
+    texts, origins, empty, error = [], list[tuple[int, int]](), 0, None
     findings = TokenFindings(longest)
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
@@ -158,7 +168,7 @@ def build_conversation_loader(
             findings.rejected[conversation.name] = f"{raised.what} {raised.why}".rstrip(". ")
             continue
         spelled += controls.is_spelled_in(*(f"{turn.whole}{turn.fields}" for turn in conversation.turns))
-        for ids, labels in samples:
+        for number, (ids, labels) in enumerate(samples):
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
                 answers += 1
@@ -174,6 +184,7 @@ def build_conversation_loader(
                 findings.unlearnable.append(conversation.name)
             else:
                 texts += [TokenizedText(ids, labels, list(range(len(ids))))] * repeats[index]
+                origins += [(index, number)] * repeats[index]
     rejected, total = len(findings.rejected), len(findings.lengths)
     if error is not None and rejected == len(used):
         raise error
@@ -205,10 +216,10 @@ def build_conversation_loader(
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
-        texts = pack_texts(texts, options.max_tokens)
+        texts, origins = pack_texts(texts, options.max_tokens), []
         notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
     pad = get_padding_token(tokenizer, limits)
-    return TextLoader(texts, tuple(notes), pad, loader.seed, batches, findings)
+    return TextLoader(texts, tuple(notes), pad, loader.seed, batches, findings, origins)
 
 
 def build_document_loader(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ EXPECTED_FIELDS = "'prompt', 'messages', 'instruction' or 'conversations'"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: its name, such as `prompts.txt:3`, the turns up to the user's last one, or why it cannot be used."""
+    """A prompt: its name, such as `prompts.txt:3`, the turns up to the user's last one, or why it cannot be used.
+
+    `entry` is the JSON object that it was read from; `prompt` with the text, if it was none.
+    """
 
     name: str
     turns: tuple[Turn, ...]
     error: str | None = None
+    entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -74,13 +78,14 @@ def _read_lines(path: Path) -> Iterator[Prompt]:
         raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield Prompt(f"{path}:{number}", (Turn("user", line),))
+            yield Prompt(f"{path}:{number}", (Turn("user", line),), entry={"prompt": line})
 
 
 def _parse_entries(path: Path) -> Iterator[Prompt]:
     for number, entry in enumerate(read_json_list(path), start=1):
         try:
-            yield Prompt(f"{path}:{number}", drop_answer(_parse_entry(entry)))
+            turns = drop_answer(_parse_entry(entry))
+            yield Prompt(f"{path}:{number}", turns, entry=entry if isinstance(entry, dict) else {"prompt": entry})
         except ValueError as error:
             yield Prompt(f"{path}:{number}", (), str(error))
 

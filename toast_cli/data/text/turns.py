@@ -64,3 +64,14 @@ def to_messages(turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[dict[
     tools = [tool for turn in turns if turn.role == "tools" for tool in json.loads(turn.text)]
     messages = [{"role": turn.role, "content": turn.whole, **turn.extra} for turn in turns if turn.role != "tools"]
     return messages, tools
+
+
+def add_system_turn(turns: Sequence[Turn], text: str | None) -> list[Turn]:
+    """Return turns that begin with a system turn; unchanged if `text` is None, or they have a system turn.
+
+    A declaration of tools stays the first turn.
+    """
+    if text is None or any(turn.role == "system" for turn in turns):
+        return list(turns)
+    declared = sum(turn.role == "tools" for turn in turns[:1])
+    return [*turns[:declared], Turn("system", text), *turns[declared:]]

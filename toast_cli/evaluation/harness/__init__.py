@@ -1,0 +1,1 @@
+"""Language models on the tasks of lm-evaluation-harness."""
