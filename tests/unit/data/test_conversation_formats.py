@@ -15,17 +15,12 @@ import pytest
 from tests.language import make_tokenizer
 from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.streams.hugging_face import HuggingFaceOptions, open_hf
-from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
-    encode_prompt,
-    find_end_tokens,
-    set_chat_template,
-    tokenize_conversation,
-)
+from toast_cli.data.text.chat_templates import encode_prompt, find_end_tokens, set_chat_template, tokenize_conversation
 from toast_cli.data.text.conversation_format import load_formats
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
 from toast_cli.data.text.formats.messages import MessagesOptions, open_messages
 from toast_cli.data.text.loader import build_conversation_loader
+from toast_cli.data.text.turn_formats import ChatTemplateError
 from toast_cli.data.text.turns import Turn, to_messages
 from toast_cli.storage.run_folder import WorkingFolders
 from toast_cli.training.data.recorded_paths import _find_key

@@ -10,10 +10,11 @@ import torch
 
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text.chat_templates import ChatTemplateError, format_prompt, tokenize_conversation
+from toast_cli.data.text.chat_templates import tokenize_conversation
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
 from toast_cli.data.text.formats import alpaca, sharegpt
 from toast_cli.data.text.loader import TextLoader, TokenizedText, build_conversation_loader, collate_texts, pack_texts
+from toast_cli.data.text.turn_formats import ChatTemplateError, format_prompt
 from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from toast_cli.backbones.base import NO_TEXT_LIMITS, TextLimits
 from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
     encode_documents,
     find_end_text,
     find_end_tokens,
@@ -27,6 +26,7 @@ from toast_cli.data.text.chat_templates import (
 )
 from toast_cli.data.text.text_store import memory_map_tokens
 from toast_cli.data.text.token_limits import TokenFindings, get_padding_token, limit_tokens, require_known_tokens
+from toast_cli.data.text.turn_formats import ChatTemplateError
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
