@@ -63,7 +63,8 @@ def get_control_tokens(tokenizer: Any, template: str | None) -> ControlTokens:
         template: the format of conversations; None for documents.
     """
     chat = template is not None and uses_chat_template(tokenizer, template)
-    return _find_control_tokens(tokenizer, str(tokenizer.chat_template) if chat else "")
+    own = tokenizer.chat_template if chat else ""
+    return _find_control_tokens(tokenizer, "\n".join(map(str, own.values())) if isinstance(own, dict) else str(own))
 
 
 @lru_cache(maxsize=4)
@@ -93,12 +94,25 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
     far, the answer starts a new sample, with the turns before it as its prompt.
 
+    The generation prompt of some chat templates ends in text that they leave out of earlier answers, such as the
+    `<think>` of DeepSeek-R1. An answer is learned after it, because that is where generation begins, and without the
+    same text at its own begin.
+
+    An answer before the first question is not learned if the chat template has no prompt for it.
+
     Raises:
         ChatTemplateError: If the chat template rejects the turns, or its generation prompt is not the prefix of a
             formatted answer.
     """
-    samples = _encode_turns(turns, tokenizer, template, prompt=False)
-    return [sample for sample in samples if _has_target(sample)]
+    samples = [sample for sample in _encode_turns(turns, tokenizer, template, prompt=False) if _has_target(sample)]
+    if not samples and any(turn.role == "assistant" and turn.trained for turn in turns):
+        raise ChatTemplateError(
+            "The chat template of this tokenizer rejects the conversation.",
+            "It has no prompt for an answer before the first question.",
+            "Change the turns, or use dataset.template=plain.",
+            code="text.refused-by-chat-template",
+        )
+    return samples
 
 
 def _has_target(sample: tuple[list[int], list[int]]) -> bool:
@@ -181,30 +195,72 @@ def _encode_turns(
             continue
         try:
             head = format_prompt(turns[:index], tokenizer, template)
-            whole = format_turns(turns[: index + 1], tokenizer, template)
-            if not whole.startswith(head):
-                raise ChatTemplateError(
-                    "The chat template of this tokenizer does not begin answers with its generation prompt.",
-                    "Prompt and answer cannot be separated.",
-                    "Use dataset.template=plain.",
-                    code="text.inconsistent-chat-template",
-                )
+            answer = _format_answer(turns[: index + 1], head, tokenizer, template)
         except ChatTemplateError:
-            if not prompt:
+            if not prompt and not _is_opening(turns, index):
                 raise
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head, index)
-        answer = controls.encode(whole[len(head) :], tokenizer, head)
-        segments[-1].append(Segment(whole[len(head) :], head, head, answer, tuple(turns[: index + 1])))
-        samples[-1][0].extend(answer)
-        samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
-        before = whole
+        ids = controls.encode(answer, tokenizer, head)
+        segments[-1].append(Segment(answer, head, head, ids, tuple(turns[: index + 1])))
+        samples[-1][0].extend(ids)
+        samples[-1][1].extend(ids if turn.trained else [IGNORE_INDEX] * len(ids))
+        before = head + answer
     if prompt:
         write_prompt(format_prompt(turns, tokenizer, template), len(turns))
     return samples
 
 
+def _is_opening(turns: Sequence[Turn], index: int) -> bool:
+    """Return whether a turn is before the first question of a conversation that has one."""
+    first = next((place for place, turn in enumerate(turns) if turn.role in ("user", "tool")), -1)
+    return index < first
+
+
+def _format_answer(turns: Sequence[Turn], head: str, tokenizer: Any, template: str) -> str:
+    """Return the text of the last turn, an answer, as it follows the prompt `head`, with what ends it.
+
+    Raises:
+        ChatTemplateError: If the chat template rejects the turns, or writes answers after another text than `head`.
+    """
+    whole = format_turns(turns, tokenizer, template)
+    if whole.startswith(head):
+        return whole[len(head) :]
+    opening, end = _probe_answer(turns, head, tokenizer, template)
+    if opening and end and not turns[-1].fields:
+        text = turns[-1].whole
+        same = next((each for each in (opening.lstrip(), opening.strip()) if text.lstrip().startswith(each)), "")
+        return (text.lstrip().removeprefix(same) if same else text) + end
+    raise ChatTemplateError(
+        "The chat template of this tokenizer does not begin answers with its generation prompt.",
+        "Prompt and answer cannot be separated.",
+        "Use dataset.template=plain.",
+        code="text.inconsistent-chat-template",
+    )
+
+
+def _probe_answer(turns: Sequence[Turn], head: str, tokenizer: Any, template: str) -> tuple[str, str]:
+    """Return what a generation prompt `head` has after the place where the format writes the answer, and its end."""
+    probed = format_turns([*turns[:-1], replace(turns[-1], text=_ANSWER, material="")], tokenizer, template)
+    begin, _, end = probed.partition(_ANSWER)
+    return (head[len(begin) :] if head.startswith(begin) else "", end)
+
+
+def find_prompt_ending(tokenizer: Any, template: str) -> str:
+    """Return the text that ends generation prompts and that the chat template leaves out of answers; often empty."""
+    if not uses_chat_template(tokenizer, template):
+        return ""
+    try:
+        head = format_prompt(_PROBE[:1], tokenizer, template)
+        whole = format_turns(_PROBE[:2], tokenizer, template)
+        return "" if whole.startswith(head) else _probe_answer(_PROBE[:2], head, tokenizer, template)[0]
+    except ChatTemplateError:
+        return ""
+
+
+_ANSWER = "\ue002answer\ue003"
+"""Text that stands for an answer when the format around it is looked for: code points of private use."""
 _PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("assistant", "4"))
 """A conversation that shows how a format ends answers."""
 
@@ -214,8 +270,10 @@ def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     if template is None:
         return tokenizer
     if uses_chat_template(tokenizer, template):
-        own = get_chat_template(tokenizer)
-        if (chosen := fix_date(own)) == own:
+        get_chat_template(tokenizer)  # of several, one is the default
+        own = tokenizer.chat_template
+        chosen = {name: fix_date(each) for name, each in own.items()} if isinstance(own, dict) else fix_date(own)
+        if chosen == own:
             return tokenizer
     else:
         chosen = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]

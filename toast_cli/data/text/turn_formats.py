@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,20 @@ def format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: b
 
 
 def format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    """Format turns with the chat template. If it rejects or omits system turns, they are added to the user's."""
+    """Format turns with the chat template.
+
+    If it rejects or omits system turns, they are added to the user's. If it rejects answers before the first question,
+    they are left out.
+    """
     first_error: Exception | None = None
     formatted: str | None = None
     system = [turn.text.strip() for turn in turns if turn.role == "system"]
-    for attempt in (turns, merge_system_turns(turns)):
+    attempts = [turns, merge_system_turns(turns)]
+    attempts += [drop_opening_answers(attempt) for attempt in attempts if count_opening_answers(attempt)]
+    for attempt in attempts:
         messages, tools = to_messages(attempt)
         try:
-            source = fix_date(get_chat_template(tokenizer))
+            source = fix_date(get_chat_template(tokenizer, tools))
             text = tokenizer.apply_chat_template(
                 messages, tools=tools or None, chat_template=source, tokenize=False, add_generation_prompt=prompt
             )
@@ -151,14 +158,16 @@ def format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     )
 
 
-def get_chat_template(tokenizer: Any) -> str:
-    """Return the source of the chat template; of several, the one named `default`.
+def get_chat_template(tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the source of the chat template.
+
+    Of several, it is the one named `tool_use` for a conversation with tools, if there is one, and `default` otherwise.
 
     Raises:
         ChatTemplateError: There are several, and none is the default, or it is not text.
     """
     try:
-        source = tokenizer.get_chat_template()
+        source = tokenizer.get_chat_template(tools=list(tools) or None)
     except Exception as error:  # transformers raises several types
         why = " ".join(str(error).split())[:300]
     else:
@@ -213,6 +222,30 @@ def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
         else:
             merged.append(turn)
     return merged
+
+
+def drop_opening_answers(turns: Sequence[Turn]) -> list[Turn]:
+    """Return turns without the answers before the first question, if nothing but tools is before them."""
+    opening = count_opening_answers(turns)
+    messages = [turn for turn in turns if turn.role != "tools"]
+    return [*(turn for turn in turns if turn.role == "tools"), *messages[opening:]] if opening else list(turns)
+
+
+def count_opening_answers(turns: Sequence[Turn]) -> int:
+    """Return how many answers a conversation begins with: no prompt asks for them."""
+    messages = (turn for turn in turns if turn.role != "tools")
+    return sum(1 for _ in takewhile(lambda turn: turn.role == "assistant", messages))
+
+
+def accepts_opening_answers(tokenizer: Any, template: str) -> bool:
+    """Return whether a format writes answers before the first question."""
+    try:
+        return _OPENING[0].text in format_turns(_OPENING, tokenizer, template)
+    except ChatTemplateError:
+        return False
+
+
+_OPENING = (Turn("assistant", "opening"), Turn("user", "1"))
 
 
 def fix_date(chat_template: str) -> str:
