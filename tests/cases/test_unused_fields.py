@@ -46,7 +46,7 @@ def test_system_and_history_of_an_instruction_are_turns(more: dict[str, Any], be
         {"system": ["a"]},
         {"history": "a"},
         {"history": [["a"]]},
-        {"history": [["a", None]]},
+        {"history": [["a", 5]]},
         {"history": [["", "b"]]},
         {"history": {"a": "b"}},
         {"history": ["ab"]},
@@ -68,7 +68,7 @@ def test_the_system_prompt_of_a_conversation_is_its_first_turn_and_is_not_given_
     parse = sharegpt.parse_sharegpt_turns
     assert parse({"system": "S", "conversations": TALK}) == [system, *said]
     assert parse({"system": "S", "conversations": [own, *TALK]}) == [system, *said]
-    assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, *said]
+    assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, said[1], *said]
     both = parse({"system": "T", "conversations": [own, *TALK]})
     assert both == [Turn("system", "T"), system, *said]
 
@@ -94,7 +94,6 @@ def open_as(source: str, entries: list[dict[str, Any]], folder: Path) -> DataSet
             {"conversations": [{**TALK[0], "weight": 1}, TALK[1]]},
             ["'conversations.weight' of another"],
         ),
-        ("sharegpt", {"conversations": [TALK[1], *TALK]}, ["the answer before the first question of 3"]),
         ("sharegpt", {"conversations": [*TALK, TALK[0]]}, ["the question after the last answer of 3"]),
         ("sharegpt", {"conversations": TALK, "system": "S"}, []),
         ("text", {"text": "a b c", "url": "x", "meta": {"n": 1}}, ["'url' of 3 documents", "'meta' of 3 documents"]),

@@ -194,7 +194,7 @@ def test_fields_that_are_not_used_are_named(entry: dict[str, Any], unused: list[
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has the weight 0"),
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}, "'weight' is 0.5, expected 0 or 1"),
         ({"messages": [{"role": "bot", "content": "x"}, *CHAT]}, "unknown role 'bot'"),
-        ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "'content' is empty"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, "its answer is empty"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, CHAT[1]]},
             "a part of the type 'image_url'",

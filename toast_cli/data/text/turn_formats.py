@@ -114,6 +114,13 @@ def format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     If it rejects or omits system turns, they are added to the user's. If it rejects answers before the first question,
     they are left out.
     """
+    if all(turn.role == "tools" for turn in turns):
+        raise ChatTemplateError(
+            "The conversation has no message before its first answer.",
+            "A chat template formats no prompt without one.",
+            "Add a question, or use dataset.template=plain.",
+            code="text.refused-by-chat-template",
+        )
     first_error: Exception | None = None
     formatted: str | None = None
     system = [turn.text.strip() for turn in turns if turn.role == "system"]
