@@ -176,3 +176,15 @@ def test_every_line_of_plain_text_is_a_document(name: str, tmp_path: Path) -> No
     (tmp_path / name).write_text("one\ntwo\n\n  \nthree")
     data = open_documents(TextDocumentOptions(path=str(tmp_path / name), val_fraction=0), None)
     assert [data.splits["train"].load(index) for index in range(3)] == ["one", "two", "three"]
+
+
+def test_documents_without_text_are_counted_and_named(tmp_path: Path) -> None:
+    lines = [{"text": "a"}, {"text": " "}, {"text": "b"}, {"text": None}, {"text": "c"}]
+    (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    path = str(tmp_path / "d.jsonl")
+    data = open_documents(TextDocumentOptions(path=path, val_fraction=0), None)
+    assert len(data.splits["train"]) == 3
+    assert dict(data.left_out) == {f"{path}, document {number}": "'text' is empty" for number in (2, 4)}
+    assert "2 of 5 documents were left out" in data.notes[-1]
+    (tmp_path / "d.txt").write_text("a\n\nb\n", encoding="utf-8")
+    assert not open_documents(TextDocumentOptions(path=str(tmp_path / "d.txt"), val_fraction=0), None).left_out

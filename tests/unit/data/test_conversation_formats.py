@@ -425,7 +425,7 @@ def test_sources_are_mixed_with_weights_in_training_alone(tmp_path: Path) -> Non
     assert data.splits["train"] == opened("a.json", tmp_path, **options).splits["train"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "cp1252", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("suffix", [".json", ".csv"])
 def test_another_encoding_is_named_with_the_command_that_converts_it(
     encoding: str, suffix: str, tmp_path: Path
@@ -435,7 +435,7 @@ def test_another_encoding_is_named_with_the_command_that_converts_it(
     path.write_bytes(text.replace("Hi", "H\xef\x84").encode(encoding, "replace"))
     with pytest.raises(ToastError) as refused:
         opened(path)
-    name = {"cp1252": "WINDOWS-1252", "utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}.get(encoding, encoding.upper())
+    name = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}.get(encoding, encoding.upper())
     assert name in refused.value.why
     assert f"UTF-8, for example with: iconv -f {name} -t UTF-8 {path}" in refused.value.what_to_do
 
@@ -524,7 +524,7 @@ def test_documents_in_another_encoding_are_named(suffix: str, tmp_path: Path) ->
     (tmp_path / f"d{suffix}").write_bytes(text.encode("cp1252") * 3)
     with pytest.raises(ToastError) as refused:
         open_text(str(tmp_path / f"d{suffix}"))
-    assert "WINDOWS-1252" in refused.value.why and "iconv" in refused.value.what_to_do
+    assert "its encoding is not known" in refused.value.why and "iconv" in refused.value.what_to_do
 
 
 def test_mixed_files_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
