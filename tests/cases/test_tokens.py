@@ -26,7 +26,6 @@ from toast_cli.backbones.base import TextLimits
 from toast_cli.data.audit.check_texts import check_texts
 from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
     encode_documents,
     encode_prompt,
     find_end_tokens,
@@ -37,6 +36,7 @@ from toast_cli.data.text.conversation_split import ConversationOptions, Conversa
 from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.loader import TextLoader, build_conversation_loader
 from toast_cli.data.text.token_limits import get_padding_token
+from toast_cli.data.text.turn_formats import ChatTemplateError
 from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.export.base import ExportRequest
 from toast_cli.export.formats.hf import write_hf

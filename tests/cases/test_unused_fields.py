@@ -46,7 +46,7 @@ def test_system_and_history_of_an_instruction_are_turns(more: dict[str, Any], be
         {"system": ["a"]},
         {"history": "a"},
         {"history": [["a"]]},
-        {"history": [["a", None]]},
+        {"history": [["a", 5]]},
         {"history": [["", "b"]]},
         {"history": {"a": "b"}},
         {"history": ["ab"]},
@@ -68,7 +68,7 @@ def test_the_system_prompt_of_a_conversation_is_its_first_turn_and_is_not_given_
     parse = sharegpt.parse_sharegpt_turns
     assert parse({"system": "S", "conversations": TALK}) == [system, *said]
     assert parse({"system": "S", "conversations": [own, *TALK]}) == [system, *said]
-    assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, *said]
+    assert parse({"system": "S", "conversations": [TALK[1], *TALK]}) == [system, said[1], *said]
     both = parse({"system": "T", "conversations": [own, *TALK]})
     assert both == [Turn("system", "T"), system, *said]
 
@@ -94,7 +94,6 @@ def open_as(source: str, entries: list[dict[str, Any]], folder: Path) -> DataSet
             {"conversations": [{**TALK[0], "weight": 1}, TALK[1]]},
             ["'conversations.weight' of another"],
         ),
-        ("sharegpt", {"conversations": [TALK[1], *TALK]}, ["the answer before the first question of 3"]),
         ("sharegpt", {"conversations": [*TALK, TALK[0]]}, ["the question after the last answer of 3"]),
         ("sharegpt", {"conversations": TALK, "system": "S"}, []),
         ("text", {"text": "a b c", "url": "x", "meta": {"n": 1}}, ["'url' of 3 documents", "'meta' of 3 documents"]),
@@ -177,3 +176,15 @@ def test_every_line_of_plain_text_is_a_document(name: str, tmp_path: Path) -> No
     (tmp_path / name).write_text("one\ntwo\n\n  \nthree")
     data = open_documents(TextDocumentOptions(path=str(tmp_path / name), val_fraction=0), None)
     assert [data.splits["train"].load(index) for index in range(3)] == ["one", "two", "three"]
+
+
+def test_documents_without_text_are_counted_and_named(tmp_path: Path) -> None:
+    lines = [{"text": "a"}, {"text": " "}, {"text": "b"}, {"text": None}, {"text": "c"}]
+    (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    path = str(tmp_path / "d.jsonl")
+    data = open_documents(TextDocumentOptions(path=path, val_fraction=0), None)
+    assert len(data.splits["train"]) == 3
+    assert dict(data.left_out) == {f"{path}, document {number}": "'text' is empty" for number in (2, 4)}
+    assert "2 of 5 documents were left out" in data.notes[-1]
+    (tmp_path / "d.txt").write_text("a\n\nb\n", encoding="utf-8")
+    assert not open_documents(TextDocumentOptions(path=str(tmp_path / "d.txt"), val_fraction=0), None).left_out

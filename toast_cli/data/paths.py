@@ -11,7 +11,9 @@ from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError
 
 DATA_DIR_VARIABLE = "TOAST_DATA_DIR"
-FILE_SUFFIXES = re.compile(r"(\.(csv|gz|jsonl?|parquet|tar|tgz|tsv|txt|zip))+$", re.IGNORECASE)
+FILE_SUFFIXES = re.compile(
+    r"(\.(arrow|bz2|csv|gz|jsonl?|md|ndjson|parquet|tar|tgz|tsv|txt|xlsx?|xz|zip|zst))+$", re.IGNORECASE
+)
 """Suffixes of files of data, which names of runs leave out."""
 
 

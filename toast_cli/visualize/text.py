@@ -12,8 +12,9 @@ from torch import Tensor
 
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionRecorder
-from toast_cli.data.text.chat_templates import encode_prompt, format_prompt
+from toast_cli.data.text.chat_templates import encode_prompt
 from toast_cli.data.text.token_limits import require_known_tokens, require_room
+from toast_cli.data.text.turn_formats import format_prompt
 from toast_cli.data.text.turns import Turn
 from toast_cli.utils.errors import UsageError
 from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale

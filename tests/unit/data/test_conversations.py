@@ -10,10 +10,12 @@ import torch
 
 from tests.language import instructions, make_tokenizer, write_json
 from toast_cli.data.base import BatchOptions, LoaderOptions
-from toast_cli.data.text.chat_templates import ChatTemplateError, format_prompt, tokenize_conversation
+from toast_cli.data.text.chat_templates import tokenize_conversation
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
 from toast_cli.data.text.formats import alpaca, sharegpt
+from toast_cli.data.text.formats.messages import MessagesOptions, open_messages
 from toast_cli.data.text.loader import TextLoader, TokenizedText, build_conversation_loader, collate_texts, pack_texts
+from toast_cli.data.text.turn_formats import ChatTemplateError, format_prompt
 from toast_cli.data.text.turns import Conversation, Turn
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
@@ -134,9 +136,51 @@ def test_an_input_follows_its_instruction() -> None:
     assert asked.whole == "Add.\n\n1 and 2" and answer == Turn("assistant", "3")
 
 
-def test_a_conversation_that_begins_with_an_answer_begins_with_the_question_after_it() -> None:
+def test_an_answer_before_the_first_question_is_kept_and_not_learned(tmp_path: Path) -> None:
     said = [{"from": "gpt", "value": "?"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
-    assert sharegpt.parse_sharegpt_turns({"conversations": said}) == [Turn("user", "a"), Turn("assistant", "b")]
+    written = [{"role": ROLES[each["from"]], "content": each["value"]} for each in said]
+    for entry in ({"conversations": said}, {"messages": written}):
+        path = write_json(tmp_path / "talk.json", [entry])
+        data = open_messages(MessagesOptions(path=str(path), val_fraction=0, test_fraction=0), None)
+        turns = data.splits["train"].load(0).turns  # type: ignore[union-attr]
+        assert turns == (Turn("assistant", "?", trained=False), Turn("user", "a"), Turn("assistant", "b"))
+
+
+ROLES = {"gpt": "assistant", "human": "user", "system": "system", "observation": "tool"}
+BLANKS: list[tuple[list[tuple[str, Any]], list[Turn], str]] = [
+    ([("system", " "), ("human", "a"), ("gpt", "b")], [Turn("user", "a"), Turn("assistant", "b")], "an empty system"),
+    (
+        [("human", "a"), ("gpt", ""), ("human", "c"), ("gpt", "d")],
+        [Turn("user", "a"), Turn("assistant", "", trained=False), Turn("user", "c"), Turn("assistant", "d")],
+        "an empty answer, which is read but not learned, of 1 entry",
+    ),
+    (
+        [("human", "a"), ("observation", ""), ("observation", {"warm": True}), ("gpt", "b")],
+        [Turn("user", "a"), Turn("tool", ""), Turn("tool", '{"warm": true}'), Turn("assistant", "b")],
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "turns", "note"), BLANKS)
+def test_blank_turns_leave_out_no_conversation(
+    tmp_path: Path, said: list[tuple[str, Any]], turns: list[Turn], note: str
+) -> None:
+    shared = {"conversations": [{"from": speaker, "value": value} for speaker, value in said]}
+    written = {"messages": [{"role": ROLES[speaker], "content": value} for speaker, value in said]}
+    for entry in (shared, written):
+        path = write_json(tmp_path / "talk.json", [entry])
+        data = open_messages(MessagesOptions(path=str(path), val_fraction=0, test_fraction=0), None)
+        assert list(data.splits["train"].load(0).turns) == turns  # type: ignore[union-attr]
+        assert note in " ".join(data.notes) and ("Not used" in " ".join(data.notes)) == bool(note)
+
+
+@pytest.mark.parametrize("empty", [[], "[]", None, ""])
+def test_an_empty_conversation_is_called_empty(tmp_path: Path, empty: Any) -> None:
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path = write_json(tmp_path / "talk.json", [good, {"messages": empty}])
+    data = open_messages(MessagesOptions(path=str(path), val_fraction=0, test_fraction=0), None)
+    assert data.left_out == {"entry 2": "'messages' is empty"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +189,7 @@ def test_a_conversation_that_begins_with_an_answer_begins_with_the_question_afte
         ({"instruction": "a"}, "'output' is missing"),
         ({"output": "a"}, "'instruction' is missing"),
         ({"instruction": "a", "output": 5}, "'output' is not a string"),
-        ({"instruction": "a", "output": None}, "'output' is not a string"),
+        ({"instruction": "a", "output": None}, "'output' has no value"),
         ({"instruction": "a", "output": " "}, "'output' is empty"),
         ({"instruction": "a", "input": 5, "output": "b"}, "'input' is not a string"),
         ({"instruction": "a", "output": "\ud800"}, "'output' contains a lone surrogate"),
@@ -170,7 +214,7 @@ def test_an_instruction_that_cannot_be_used_is_left_out_and_named(tmp_path: Path
         ([], "no answer to learn"),
         ([{"from": "human", "value": "a"}], "no answer to learn"),
         ([{"from": "human", "value": "a"}, {"from": "bing", "value": "b"}], "unknown speaker 'bing'"),
-        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": None}], "'value' is not a string"),
+        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": None}], "its answer is empty"),
         ([{"from": ["gpt"], "value": "a"}], "'from' is not a string"),
         (None, "'conversations' is not a list"),
         (["a"], "'conversations' is not a list"),

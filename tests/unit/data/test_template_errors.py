@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.language import make_tokenizer
-from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
-    encode_prompt,
-    find_end_tokens,
-    set_chat_template,
-    tokenize_conversation,
-)
+from toast_cli.data.text.chat_templates import encode_prompt, find_end_tokens, set_chat_template, tokenize_conversation
+from toast_cli.data.text.turn_formats import ChatTemplateError
 from toast_cli.data.text.turns import Turn
 
 TALK = [Turn("user", "Hi"), Turn("assistant", "Hello")]

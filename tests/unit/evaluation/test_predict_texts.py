@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,24 @@ def test_prompts_of_every_format_are_read(tmp_path: Path) -> None:
     again = tmp_path / "again.json"
     again.write_text(json.dumps([{"messages": json.loads(found[7].text)}]))
     assert read_prompts(again)[0].turns == found[7].turns
+
+
+@pytest.mark.parametrize("name", ["p.jsonl.gz", "p.csv", "p.parquet", "under-a-key.json", "p.ndjson", "p.txt.gz"])
+def test_files_of_prompts_are_read_as_data_is(name: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": ""}, {"prompt": "two\nlines", "completion": "A"}]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    file = tmp_path / name
+    if name.endswith(".gz"):
+        file.write_bytes(gzip.compress(b"Hi\n\ntwo\n" if ".txt" in name else lines))
+    elif name.endswith(".csv"):
+        file.write_text('prompt,completion\nHi,\n"two\nlines",A\n', encoding="utf-8")
+    elif name.endswith(".parquet"):
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_bytes(json.dumps({"data": rows, "version": 1}).encode() if "key" in name else lines)
+    expected = ["Hi", "two" if ".txt" in name else "two\nlines"]
+    assert [(prompt.text, prompt.error) for prompt in read_prompts(file)] == [(text, None) for text in expected]
 
 
 def test_a_data_set_is_answered_without_its_answers(text_run: Path, prompts: Path) -> None:

@@ -1,106 +1,29 @@
-"""Formatting of conversations as text, and training labels for the answers."""
+"""Tokens of conversations, and training labels for the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import lru_cache, partial
 from itertools import groupby, takewhile
 from operator import ne
-from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-
 from toast_cli.data.text.control_tokens import ControlTokens, find_control_tokens
-from toast_cli.data.text.turns import Turn, dump_json, to_messages
-from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import ToastError
-
-TURN_HEADINGS = {
-    "tools": "### Tools:\n",
-    "system": "### System:\n",
-    "user": "### Instruction:\n",
-    "assistant": "### Response:\n",
-    "tool": "### Tool answer:\n",
-}
-"""Headings of the turns in the plain template."""
-
-STANFORD_PREAMBLES = {
-    True: "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n",
-    False: "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n",
-}
-"""Preambles of Stanford Alpaca, with and without an input. Models tuned with them expect exactly this text."""
-
-
-_JINJA_START = "{{ bos_token or '' }}"
-_JINJA_END = "{{ eos_token or '\n\n' }}"
-JINJA_TEMPLATES = {
-    "plain": _JINJA_START
-    + f"{{% if tools %}}{{{{ {TURN_HEADINGS['tools']!r} + (tools | tojson) + '\n\n' }}}}{{% endif %}}"
-    + "{% for m in messages %}"
-    + "".join(
-        f"{{% if m['role'] == '{role}' %}}{{{{ {heading!r} }}}}{{% endif %}}" for role, heading in TURN_HEADINGS.items()
-    )
-    + "{{ m['content'] }}{% if m['tool_calls'] %}{{ ('\n\n' if m['content'] else '') + (m['tool_calls'] | tojson) }}"
-    + "{% endif %}{% if m['role'] == 'assistant' %}"
-    + _JINJA_END
-    + "{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
-    + f"{{% if add_generation_prompt %}}{{{{ {TURN_HEADINGS['assistant']!r} }}}}{{% endif %}}",
-    "stanford": _JINJA_START
-    + "{% if tools %}{{ raise_exception('this format has no tools') }}{% endif %}"
-    + f"{{{{ {STANFORD_PREAMBLES[False]!r} }}}}"
-    + "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '### Response:' + m['content'] }}"
-    + _JINJA_END
-    + f"{{% else %}}{{% if m['role'] == 'system' %}}{{{{ {TURN_HEADINGS['system']!r} }}}}{{% else %}}"
-    + f"{{{{ {TURN_HEADINGS['user']!r} }}}}{{% endif %}}"
-    + "{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
-    + "{% if add_generation_prompt %}{{ '### Response:' }}{% endif %}",
-}
-"""The formats without a chat template of the tokenizer, as chat templates of transformers."""
-
-
-_TEMPLATE_DAY = datetime(2024, 7, 26)
-"""The day that chat templates take for today, the default of Llama 3: prompts are the same on every day."""
-_DATE_MACRO = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{code}', '{_TEMPLATE_DAY.strftime('%' + code)}')" for code in "aAbBdeFHIjmMpSTyY")
-    + " | replace('%-d', '26') | replace('%-m', '7') }}{% endmacro %}"
+from toast_cli.data.text.turn_formats import (
+    JINJA_TEMPLATES,
+    ChatTemplateError,
+    fix_date,
+    format_chat,
+    format_prompt,
+    format_turns,
+    get_chat_template,
+    uses_chat_template,
 )
-"""A Jinja macro in place of the function with which chat templates write the date."""
-
-
-class ChatTemplateError(ToastError):
-    """A conversation that the chat template of the tokenizer cannot format."""
-
-
-def uses_chat_template(tokenizer: Any, template: str) -> bool:
-    """Return whether conversations are formatted by the chat template of the tokenizer.
-
-    Raises:
-        ToastError: If `template` is "chat" and the tokenizer has no chat template.
-    """
-    if template == "chat" and not tokenizer.chat_template:
-        raise ToastError(
-            "This tokenizer has no chat template.",
-            what_to_do="Use dataset.template=plain.",
-            code="text.no-chat-template",
-        )
-    return template in ("auto", "chat") and bool(tokenizer.chat_template)
-
-
-def format_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> str:
-    """Return the text before the next answer of the assistant.
-
-    Raises:
-        ChatTemplateError: If the chat template rejects the turns.
-    """
-    return _format_turns(turns, tokenizer, template, prompt=True)
+from toast_cli.data.text.turns import Turn
+from toast_cli.utils.constants import IGNORE_INDEX
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: Any, template: str | None) -> list[int]:
@@ -140,7 +63,8 @@ def get_control_tokens(tokenizer: Any, template: str | None) -> ControlTokens:
         template: the format of conversations; None for documents.
     """
     chat = template is not None and uses_chat_template(tokenizer, template)
-    return _find_control_tokens(tokenizer, str(tokenizer.chat_template) if chat else "")
+    own = tokenizer.chat_template if chat else ""
+    return _find_control_tokens(tokenizer, "\n".join(map(str, own.values())) if isinstance(own, dict) else str(own))
 
 
 @lru_cache(maxsize=4)
@@ -148,7 +72,7 @@ def _find_control_tokens(tokenizer: Any, chat_template: str) -> ControlTokens:
     written = ""
     if chat_template:
         with suppress(ChatTemplateError):  # special tokens are known without it
-            written = _format_chat(_PROBE[:3], tokenizer, prompt=False)
+            written = format_chat(_PROBE[:3], tokenizer, prompt=False)
     return find_control_tokens(tokenizer, written, chat_template)
 
 
@@ -170,12 +94,25 @@ def tokenize_conversation(turns: Sequence[Turn], tokenizer: Any, template: str) 
     for example, they drop the reasoning in earlier answers. If the prompt of an answer does not continue the text so
     far, the answer starts a new sample, with the turns before it as its prompt.
 
+    The generation prompt of some chat templates ends in text that they leave out of earlier answers, such as the
+    `<think>` of DeepSeek-R1. An answer is learned after it, because that is where generation begins, and without the
+    same text at its own begin.
+
+    An answer before the first question is not learned if the chat template has no prompt for it.
+
     Raises:
         ChatTemplateError: If the chat template rejects the turns, or its generation prompt is not the prefix of a
             formatted answer.
     """
-    samples = _encode_turns(turns, tokenizer, template, prompt=False)
-    return [sample for sample in samples if _has_target(sample)]
+    samples = [sample for sample in _encode_turns(turns, tokenizer, template, prompt=False) if _has_target(sample)]
+    if not samples and any(turn.role == "assistant" and turn.trained for turn in turns):
+        raise ChatTemplateError(
+            "The chat template of this tokenizer rejects the conversation.",
+            "It has no prompt for an answer before the first question.",
+            "Change the turns, or use dataset.template=plain.",
+            code="text.refused-by-chat-template",
+        )
+    return samples
 
 
 def _has_target(sample: tuple[list[int], list[int]]) -> bool:
@@ -263,30 +200,72 @@ def _encode_turns(
             continue
         try:
             head = format_prompt(turns[:index], tokenizer, template)
-            whole = _format_turns(turns[: index + 1], tokenizer, template)
-            if not whole.startswith(head):
-                raise ChatTemplateError(
-                    "The chat template of this tokenizer does not begin answers with its generation prompt.",
-                    "Prompt and answer cannot be separated.",
-                    "Use dataset.template=plain.",
-                    code="text.inconsistent-chat-template",
-                )
+            answer = _format_answer(turns[: index + 1], head, tokenizer, template)
         except ChatTemplateError:
-            if not prompt:
+            if not prompt and not _is_opening(turns, index):
                 raise
             before = None  # cannot be trained on, but the template may still format the whole conversation
             continue
         write_prompt(head, index)
-        answer = controls.encode(whole[len(head) :], tokenizer, head)
-        add_segment(whole[len(head) :], head, head, answer, index + 1)
-        samples[-1][0].extend(answer)
-        samples[-1][1].extend(answer if turn.trained else [IGNORE_INDEX] * len(answer))
-        before = whole
+        ids = controls.encode(answer, tokenizer, head)
+        add_segment(answer, head, head, ids, index + 1)
+        samples[-1][0].extend(ids)
+        samples[-1][1].extend(ids if turn.trained else [IGNORE_INDEX] * len(ids))
+        before = head + answer
     if prompt:
         write_prompt(format_prompt(turns, tokenizer, template), len(turns))
     return samples
 
 
+def _is_opening(turns: Sequence[Turn], index: int) -> bool:
+    """Return whether a turn is before the first question of a conversation that has one."""
+    first = next((place for place, turn in enumerate(turns) if turn.role in ("user", "tool")), -1)
+    return index < first
+
+
+def _format_answer(turns: Sequence[Turn], head: str, tokenizer: Any, template: str) -> str:
+    """Return the text of the last turn, an answer, as it follows the prompt `head`, with what ends it.
+
+    Raises:
+        ChatTemplateError: If the chat template rejects the turns, or writes answers after another text than `head`.
+    """
+    whole = format_turns(turns, tokenizer, template)
+    if whole.startswith(head):
+        return whole[len(head) :]
+    opening, end = _probe_answer(turns, head, tokenizer, template)
+    if opening and end and not turns[-1].fields:
+        text = turns[-1].whole
+        same = next((each for each in (opening.lstrip(), opening.strip()) if text.lstrip().startswith(each)), "")
+        return (text.lstrip().removeprefix(same) if same else text) + end
+    raise ChatTemplateError(
+        "The chat template of this tokenizer does not begin answers with its generation prompt.",
+        "Prompt and answer cannot be separated.",
+        "Use dataset.template=plain.",
+        code="text.inconsistent-chat-template",
+    )
+
+
+def _probe_answer(turns: Sequence[Turn], head: str, tokenizer: Any, template: str) -> tuple[str, str]:
+    """Return what a generation prompt `head` has after the place where the format writes the answer, and its end."""
+    probed = format_turns([*turns[:-1], replace(turns[-1], text=_ANSWER, material="")], tokenizer, template)
+    begin, _, end = probed.partition(_ANSWER)
+    return (head[len(begin) :] if head.startswith(begin) else "", end)
+
+
+def find_prompt_ending(tokenizer: Any, template: str) -> str:
+    """Return the text that ends generation prompts and that the chat template leaves out of answers; often empty."""
+    if not uses_chat_template(tokenizer, template):
+        return ""
+    try:
+        head = format_prompt(_PROBE[:1], tokenizer, template)
+        whole = format_turns(_PROBE[:2], tokenizer, template)
+        return "" if whole.startswith(head) else _probe_answer(_PROBE[:2], head, tokenizer, template)[0]
+    except ChatTemplateError:
+        return ""
+
+
+_ANSWER = "\ue002answer\ue003"
+"""Text that stands for an answer when the format around it is looked for: code points of private use."""
 _PROBE = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"), Turn("assistant", "4"))
 """A conversation that shows how a format ends answers."""
 
@@ -296,8 +275,10 @@ def set_chat_template(tokenizer: Any, template: str | None) -> Any:
     if template is None:
         return tokenizer
     if uses_chat_template(tokenizer, template):
-        own = _get_chat_template(tokenizer)
-        if (chosen := _fix_date(own)) == own:
+        get_chat_template(tokenizer)  # of several, one is the default
+        own = tokenizer.chat_template
+        chosen = {name: fix_date(each) for name, each in own.items()} if isinstance(own, dict) else fix_date(own)
+        if chosen == own:
             return tokenizer
     else:
         chosen = JINJA_TEMPLATES["stanford" if template == "stanford" else "plain"]
@@ -331,7 +312,7 @@ def find_end_text(tokenizer: Any, template: str | None) -> str | None:
         return None
     try:
         answers = [
-            _format_turns(_PROBE[: number + 1], tokenizer, template).removeprefix(
+            format_turns(_PROBE[: number + 1], tokenizer, template).removeprefix(
                 format_prompt(_PROBE[:number], tokenizer, template)
             )
             for number in (1, 3)
@@ -357,158 +338,3 @@ def list_end_markers(answer: Sequence[int], tokenizer: Any, markers: Container[i
 def get_marker_tokens(tokenizer: Any) -> frozenset[int]:
     """Return the special and added tokens of a tokenizer, which ordinary text does not contain."""
     return frozenset((*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder))
-
-
-def _format_turns(turns: Sequence[Turn], tokenizer: Any, template: str, prompt: bool = False) -> str:
-    if uses_chat_template(tokenizer, template):
-        return _format_chat(turns, tokenizer, prompt)
-    return (_format_stanford if template == "stanford" else _format_plain)(turns, tokenizer, prompt)
-
-
-def _format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    """Format turns with the chat template. If it rejects or omits system turns, they are added to the user's."""
-    first_error: Exception | None = None
-    formatted: str | None = None
-    system = [turn.text.strip() for turn in turns if turn.role == "system"]
-    for attempt in (turns, merge_system_turns(turns)):
-        messages, tools = to_messages(attempt)
-        try:
-            source = _fix_date(_get_chat_template(tokenizer))
-            text = tokenizer.apply_chat_template(
-                messages, tools=tools or None, chat_template=source, tokenize=False, add_generation_prompt=prompt
-            )
-        except ChatTemplateError:
-            raise
-        except TemplateSyntaxError as error:
-            raise ChatTemplateError(
-                "The chat template of this tokenizer is damaged.",
-                f"{_describe_template_file(tokenizer)}, line {error.lineno} of the template: {error.message}",
-                "Download the file again, or use dataset.template=plain.",
-                code="text.damaged-chat-template",
-            ) from error
-        except Exception as error:  # a chat template is a program of somebody else
-            first_error = first_error or error
-            continue
-        if (omitted := _find_omitted(messages, tools, text)) is not None:
-            raise ChatTemplateError(
-                f"The chat template of this tokenizer does not write {omitted}.",
-                "The model would learn from a conversation without it.",
-                "Use a model whose chat template supports tools, or dataset.template=plain.",
-                code="text.omitted-by-chat-template",
-            )
-        if all(part in text for part in system):
-            return text
-        formatted = formatted or text
-    if formatted is not None:
-        return formatted
-    raise ChatTemplateError(
-        "The chat template of this tokenizer rejects the conversation.",
-        f"{type(first_error).__name__}: {' '.join(str(first_error).split())[:300]}",
-        "Change the turns, or use dataset.template=plain.",
-        code="text.refused-by-chat-template",
-    )
-
-
-def _get_chat_template(tokenizer: Any) -> str:
-    """Return the source of the chat template; of several, the one named `default`.
-
-    Raises:
-        ChatTemplateError: There are several, and none is the default, or it is not text.
-    """
-    try:
-        source = tokenizer.get_chat_template()
-    except Exception as error:  # transformers raises several types
-        why = " ".join(str(error).split())[:300]
-    else:
-        if isinstance(source, str):
-            return source
-        why = f"It is of the type {type(source).__name__}, not a text."
-    raise ChatTemplateError(
-        "This tokenizer has no chat template to use by default.",
-        why,
-        f"Name one 'default' in {_describe_template_file(tokenizer)}, or use dataset.template=plain.",
-        code="text.no-default-chat-template",
-    )
-
-
-def _find_omitted(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], text: str) -> str | None:
-    """Return what a formatted conversation lacks of its tools, calls of tools and reasoning; None if it has all."""
-    for tool in tools:
-        if tool["function"]["name"] not in text:
-            return f"the tool '{tool['function']['name']}'"
-    for message in messages:
-        calls = message.get("tool_calls", ())
-        if message["role"] != "tool" and not calls:
-            continue
-        for call in calls:
-            if call["function"]["name"] not in text:
-                return f"the call of the tool '{call['function']['name']}'"
-        content = message["content"].strip()
-        if content not in text and dump_json(content)[1:-1] not in text:
-            return "the answer of a tool" if message["role"] == "tool" else "the text beside the call of a tool"
-    last = messages[-1] if messages else {}
-    thoughts = (last.get(name, "") for name in ("reasoning_content", "thinking"))
-    return None if all(thought.strip() in text for thought in thoughts) else "the reasoning of an answer"
-
-
-def _describe_template_file(tokenizer: Any) -> str:
-    """Return the file that holds the chat template of a tokenizer; both names that it may have if that is unknown."""
-    folder, names = Path(tokenizer.name_or_path), ("chat_template.jinja", "tokenizer_config.json")
-    found = next((str(folder / name) for name in names if (folder / name).is_file()), "")
-    return found or f"{' or '.join(names)} of '{tokenizer.name_or_path}'"
-
-
-def merge_system_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """Prepend system turns to the next user turn, for chat templates without a system role."""
-    merged: list[Turn] = []
-    system: list[str] = []
-    for turn in turns:
-        if turn.role == "system":
-            system.append(turn.text)
-        elif turn.role == "user" and system:
-            merged.append(replace(turn, text="\n\n".join([*system, turn.text])))
-            system = []
-        else:
-            merged.append(turn)
-    return merged
-
-
-def _fix_date(chat_template: str) -> str:
-    """Return a chat template that writes `_TEMPLATE_DAY` if the given one writes the current date."""
-    return _DATE_MACRO + chat_template if "strftime_now" in chat_template else chat_template
-
-
-def _format_plain(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    ends = {"assistant": _get_end_text(tokenizer)}
-    text = "".join(
-        f"{TURN_HEADINGS[turn.role]}{_write_calls(turn)}{ends.get(turn.role, chr(10) * 2)}" for turn in turns
-    )
-    return text + TURN_HEADINGS["assistant"] if prompt else text
-
-
-def _write_calls(turn: Turn) -> str:
-    """Return the text of a turn, and the tools that it calls as JSON text."""
-    calls = turn.extra.get("tool_calls")
-    return "\n\n".join(part for part in (turn.whole, dump_json(calls) if calls else "") if part)
-
-
-def _format_stanford(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
-    """Format turns as Stanford Alpaca does: an answer follows its heading without a line break."""
-    if any(turn.role in ("tool", "tools") or turn.fields for turn in turns):
-        raise ChatTemplateError(
-            "The format of Stanford Alpaca has no tools.",
-            what_to_do="Use dataset.template=plain, or chat.",
-            code="text.omitted-by-chat-template",
-        )
-    text = STANFORD_PREAMBLES[any(turn.material for turn in turns)]
-    for turn in turns:
-        if turn.role == "assistant":
-            text += f"### Response:{turn.text}{_get_end_text(tokenizer)}"
-        else:
-            material = f"### Input:\n{turn.material}\n\n" if turn.material else ""
-            text += f"{TURN_HEADINGS[turn.role]}{turn.text}\n\n{material}"
-    return f"{text}### Response:" if prompt else text
-
-
-def _get_end_text(tokenizer: Any) -> str:
-    return tokenizer.eos_token or "\n\n"

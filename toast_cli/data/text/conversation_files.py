@@ -73,12 +73,10 @@ class ConversationFile:
         """Return notes on the format and on fields that are not used."""
         notes = list(self.notes)
         if self.formats:
-            found = ", ".join(
-                f"{name} ({count:,} {'entry' if count == 1 else 'entries'})" for name, count in self.formats.items()
-            )
+            found = ", ".join(f"{name} ({count_entries(count)})" for name, count in self.formats.items())
             notes.append(f"Format of {self.name}: {found}.")
         if self.unused:
-            fields = ", ".join(f"{name} of {count:,} entries" for name, count in self.unused.items())
+            fields = ", ".join(f"{name} of {count_entries(count)}" for name, count in self.unused.items())
             notes.append(f"Not used in {self.name}: {fields}.")
         return notes
 
@@ -87,7 +85,7 @@ class ConversationFile:
         if not self.left_out:
             return []
         reasons = summarize_left_out(self.left_out)
-        return [f"{len(self.left_out):,} of {self.entries:,} entries of {self.name} were left out: {reasons}."]
+        return [f"{len(self.left_out):,} of {count_entries(self.entries)} of {self.name} were left out: {reasons}."]
 
 
 def read_conversation_files(
@@ -113,7 +111,7 @@ def read_conversation_files(
     if not any(found.conversations for found in read):
         left_out = {name: why for found in read for name, why in found.left_out.items()}
         entries = sum(found.entries for found in read)
-        why = f"None of {entries:,} entries is valid: {summarize_left_out(left_out)}."
+        why = f"None of {count_entries(entries)} is valid: {summarize_left_out(left_out)}."
         raise ToastError(
             f"{source.path} contains no conversation"
             + (f" in the format '{source.format}'." if source.format else "."),
@@ -133,6 +131,11 @@ def compute_repeats(weight: float, names: Sequence[str], seed: int) -> list[int]
     order = sorted(range(len(names)), key=lambda index: hash_text(f"{seed} {names[index]}"))
     more = set(order[: round((weight - whole) * len(names))])
     return [whole + (index in more) for index in range(len(names))]
+
+
+def count_entries(count: int) -> str:
+    """Return a number of entries in words."""
+    return f"{count:,} {'entry' if count == 1 else 'entries'}"
 
 
 def summarize_left_out(left_out: Mapping[str, str], most: int = 3) -> str:

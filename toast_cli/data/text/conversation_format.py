@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values of fields without content."""
+
+EMPTY_ANSWER = "an empty answer, which is read but not learned,"
+"""What is not used of an entry with an answer without content."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ def detect_format(entry: Mapping[str, Any], formats: Mapping[str, ConversationFo
     if len(found) > 1:
         raise ValueError(f"it has the fields of several formats: {', '.join(found)}; set dataset.format to one of them")
     if not found:
+        fields = (name for form in formats.values() for name in form.fields)
+        if (
+            blank := next(
+                (name for name in fields if name in entry and (is_blank(entry[name]) or entry[name] == "[]")), None
+            )
+        ) is not None:
+            raise ValueError(f"'{blank}' is empty")
         raise ValueError(f"it has the fields of no known format; found {list_fields(entry)}")
     return found[0]
 
@@ -74,17 +84,27 @@ def describe_formats(formats: Mapping[str, ConversationFormat]) -> str:
 def parse_trained(entry: dict[str, Any], form: ConversationFormat) -> tuple[Turn, ...]:
     """Convert an entry with an answer to turns.
 
+    Answers that a conversation begins with are not trained, because no prompt asks for them. Empty ones are not either.
+
     Raises:
         ValueError: The entry is invalid, or has no answer to learn.
     """
     form.require_answer(entry)
-    turns = tuple(form.parse(entry))
+    turns = list(form.parse(entry))
     answers = [turn for turn in turns if turn.role == "assistant"]
     if not answers:
         raise ValueError("it has no answer to learn")
     if not any(turn.trained for turn in answers):
         raise ValueError("every answer has the weight 0")
-    return turns
+    asked = all(turn.role in ("assistant", "tools") for turn in turns)
+    for place, turn in enumerate(turns):
+        if turn.role == "assistant" and not (asked and (turn.text.strip() or turn.fields)):
+            turns[place] = replace(turn, trained=False)
+        asked = asked or turn.role not in ("assistant", "tools")
+    if not any(turn.trained for turn in turns if turn.role == "assistant"):
+        empty = all(not turn.text.strip() for turn in answers)
+        raise ValueError("its answer is empty" if empty else "it has no answer to a question to learn")
+    return tuple(turns)
 
 
 def require_field(entry: Mapping[str, Any], name: str) -> Any:
@@ -116,6 +136,8 @@ def require_string(value: Any, name: str) -> str:
     Raises:
         ValueError: If it is not a string, or not valid Unicode.
     """
+    if value is None:
+        raise ValueError(f"'{name}' has no value")
     if not isinstance(value, str):
         raise ValueError(f"'{name}' is not a string")
     try:
@@ -149,6 +171,11 @@ def read_objects(value: Any, name: str) -> list[dict[str, Any]]:
     if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
         raise ValueError(f"'{name}' is not a list of objects")
     return objects
+
+
+def is_blank(value: Any) -> bool:
+    """Return whether a field has no content: no value, an empty list, or nothing but spaces."""
+    return value in EMPTY or (isinstance(value, str) and not value.strip())
 
 
 def has_objects(entry: Mapping[str, Any], name: str, field: str) -> bool:

@@ -18,7 +18,8 @@ from toast_cli.data.base import DataSet, DataSource, SplitKind
 from toast_cli.data.hub import import_datasets, require_hub_dataset
 from toast_cli.data.split_names import parse_split_name
 from toast_cli.data.splits import hold_out_indices
-from toast_cli.data.text.conversation_format import list_filled_fields
+from toast_cli.data.text.conversation_files import summarize_left_out
+from toast_cli.data.text.conversation_format import is_blank, list_filled_fields
 from toast_cli.data.text.duplicates import count_copies_across_splits, format_copies_note
 from toast_cli.data.text.json_lines import require_utf8
 from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
@@ -131,7 +132,8 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
 
     require_distinct_paths(options, lambda path: _find_path(path, data_dir).resolve())
     unused: Counter[str] = Counter()
-    spool = TextStore(_read_texts(options, data_dir, unused))
+    blank: dict[str, str] = {}
+    spool = TextStore(_read_texts(options, data_dir, unused, blank))
     if not len(spool):
         raise ToastError(f"{options.path} contains no text to train on.", code="text.no-training-text")
     keys = np.frombuffer(spool.keys, np.uint64)
@@ -148,7 +150,8 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     parts = {name: DocumentSplit(spool, each, options.block_tokens) for name, each in numbers.items()}
     own_notes = []
     for name, path in options.own_paths.items():
-        parts[name] = _read_own_split(options.model_copy(update={"path": path, "documents": None}), data_dir, unused)
+        own = options.model_copy(update={"path": path, "documents": None})
+        parts[name] = _read_own_split(own, data_dir, unused, blank)
         own_notes.append(f"documents of {path}: {_describe_part(name, parts[name])}, all of them")
     splits = {name: documents for name, documents in parts.items() if len(documents)}
     held = ", ".join(_describe_part(name, part) for name, part in splits.items() if name not in options.own_paths)
@@ -160,12 +163,19 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
     if unused:
         fields = ", ".join(f"{name} of {count:,} documents" for name, count in unused.most_common())
         notes.append(f"Not used in {places}: {fields}.")
-    if options.documents is not None and len(spool) < options.documents:
-        notes.append(f"{options.path} has only {len(spool):,} documents, not {options.documents:,}.")
-    return DataSet((), splits, tuple(notes), tuple(_describe_split_files(_find_path(options.path, data_dir))))
+    read = len(spool) + sum(name.startswith(f"{options.path}, ") for name in blank)
+    if options.documents is not None and read < options.documents:
+        notes.append(f"{options.path} has only {read:,} documents, not {options.documents:,}.")
+    if blank:
+        total = sum(map(len, parts.values())) + len(blank)
+        notes.append(f"{len(blank):,} of {total:,} documents were left out: {summarize_left_out(blank)}.")
+    warnings = tuple(_describe_split_files(_find_path(options.path, data_dir)))
+    return DataSet((), splits, tuple(notes), warnings, left_out=blank)
 
 
-def _read_own_split(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> DocumentSplit:
+def _read_own_split(
+    options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str], blank: dict[str, str]
+) -> DocumentSplit:
     """Read all documents of a path as one split.
 
     Raises:
@@ -173,7 +183,7 @@ def _read_own_split(options: TextDocumentOptions, data_dir: Path | None, unused:
     """
     import numpy as np
 
-    spool = TextStore(_read_texts(options, data_dir, unused))
+    spool = TextStore(_read_texts(options, data_dir, unused, blank))
     if not len(spool):
         raise ToastError(f"{options.path} contains no text.", code="text.no-text")
     return DocumentSplit(spool, np.arange(len(spool)), options.block_tokens)
@@ -201,13 +211,22 @@ def _find_path(given: str, data_dir: Path | None) -> Path:
     return path if path.is_absolute() or data_dir is None or path.exists() else data_dir / path
 
 
-def _read_texts(options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str]) -> Iterable[str]:
-    """Yield the texts that are not blank, and count in `unused` what else the documents have."""
+def _read_texts(
+    options: TextDocumentOptions, data_dir: Path | None, unused: Counter[str], blank: dict[str, str]
+) -> Iterable[str]:
+    """Yield the texts that are not blank, count in `unused` what else the documents have, and name blank ones.
+
+    Blank lines of plain text are no documents.
+    """
     entries = iter(_read_entries(options, data_dir))
+    plain = _is_plain_text(_find_path(options.path, data_dir))
     number = 0
     try:
         for number, entry in enumerate(islice(entries, options.documents), start=1):
             text = entry[options.field]
+            if not plain and is_blank(text):
+                blank[f"{options.path}, document {number:,}"] = f"'{options.field}' is empty"
+                continue
             if not isinstance(text, str):
                 raise ToastError(
                     f"{options.path}, document {number}: '{options.field}' is not a string.", code="text.not-a-string"
@@ -279,6 +298,12 @@ def _read_entries(options: TextDocumentOptions, data_dir: Path | None) -> Iterab
             "Check the name, dataset.subset and dataset.split, or use a local file.",
             code="data.cannot-open",
         ) from error
+
+
+def _is_plain_text(path: Path) -> bool:
+    """Return whether a file, or a file in a folder, is read line by line."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return path.exists() and any(_get_reader(file) == "text" for file in files)
 
 
 def _get_reader(path: Path) -> str | None:

@@ -86,7 +86,7 @@ def read_entry_files(
                 code="text.unsupported-files",
             )
         return _read_files(files, found, path, options, is_entry)
-    entries, notes = _read_file(found, found.name, options, is_entry)
+    entries, notes = read_entry_file(found, found.name, options, is_entry)
     return [EntryFile(found.name, entries, None, notes)]
 
 
@@ -108,7 +108,7 @@ def _read_files(
         if split == "unused":
             read.append(EntryFile(name, (), split, (f"{name} is not read (dataset.split_names).",)))
             continue
-        entries, notes = _read_file(file, name, options, is_entry)
+        entries, notes = read_entry_file(file, name, options, is_entry)
         read.append(EntryFile(name, entries, split, notes))
     if not own and any(meanings.values()):
         found = ", ".join(names[file] for file, split in meanings.items() if split)
@@ -146,9 +146,19 @@ def _label_splits(splits: Mapping[str, Any], where: str, options: EntryOptions) 
     ]
 
 
-def _read_file(
+def is_entry_file(path: Path) -> bool:
+    """Return whether the name of a file is that of a table or of JSON, which may be compressed."""
+    return _get_suffix(path) in READERS
+
+
+def read_entry_file(
     path: Path, name: str, options: EntryOptions, is_entry: Callable[[Mapping[str, Any]], bool]
 ) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """Return the entries of a file, with notes. `is_entry` is as in `read_entry_files`.
+
+    Raises:
+        ToastError: It cannot be read.
+    """
     if not path.is_file():
         raise ToastError(f"{path} is not a regular file.", "It is a pipe or a device.", code="data.not-a-regular-file")
     suffix = _get_suffix(path)

@@ -6,7 +6,6 @@ import bz2
 import gzip
 import json
 import lzma
-import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,17 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from toast_cli.utils.errors import ToastError
+from toast_cli.utils.text_encoding import find_file_kind, make_encoding_error
 
-COMPRESSED_SUFFIXES: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""How a compressed file is opened, by its last suffix."""
 
-BYTE_ORDER_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+def _open_zstandard(path: Path) -> Any:
+    try:
+        from pyarrow import input_stream
+    except ImportError as error:
+        raise ToastError(
+            "Files compressed with Zstandard require pyarrow.",
+            what_to_do="Run: pip install pyarrow. Or decompress the file with: unzstd",
+            code="cli.missing-package",
+        ) from error
+    return input_stream(str(path), compression="zstd")
+
+
+COMPRESSED_SUFFIXES: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
 }
-"""Encodings by the bytes that a file begins with."""
+"""How a compressed file is opened, by its last suffix."""
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -78,29 +88,9 @@ def read_bytes(path: Path) -> bytes:
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def guess_encoding(content: bytes) -> str:
-    """Return the encoding that the bytes of a file, which is not UTF-8 text, probably have."""
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if content.startswith(mark):
-            return encoding
-    sample = content[:10_000]
-    if b"\0" in sample:  # Western text in UTF-16 has a null byte in every second place
-        odd, even = sample[1::2].count(0), sample[::2].count(0)
-        return "UTF-16LE" if odd > even else "UTF-16BE"
-    return "WINDOWS-1252"
-
-
-def make_encoding_error(path: Path, content: bytes, position: int, code: str = "data.unreadable-file") -> ToastError:
-    """Return the error on a file that is not UTF-8 text: its probable encoding and the command that converts it."""
-    encoding, line = guess_encoding(content), content.count(b"\n", 0, position) + 1
-    source = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
-    command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(source))} > {shlex.quote(f'utf8-{source.name}')}"
-    return ToastError(
-        f"Cannot read {path}.",
-        f"Line {line} is not UTF-8 text; the file seems to be in {encoding}.",
-        f"Save it as UTF-8, for example with: {command}",
-        code=code,
-    )
+def make_text_error(path: Path, content: bytes, position: int, code: str = "data.unreadable-file") -> ToastError:
+    """Return the error on a file, with its decompressed content, whose byte at `position` is not UTF-8 text."""
+    return make_encoding_error(path, content, position, code, path.suffix.lower() in COMPRESSED_SUFFIXES)
 
 
 def require_utf8(path: Path) -> None:
@@ -113,9 +103,9 @@ def require_utf8(path: Path) -> None:
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        raise make_encoding_error(path, content, error.start) from error
+        raise make_text_error(path, content, error.start) from error
     if b"\0" in content:
-        raise make_encoding_error(path, content, content.index(b"\0"))
+        raise make_text_error(path, content, content.index(b"\0"))
 
 
 def _parse_json(text: bytes, path: Path, first: int, content: bytes, start: int = 0) -> Any:
@@ -123,11 +113,11 @@ def _parse_json(text: bytes, path: Path, first: int, content: bytes, start: int 
     try:
         return json.loads(text.decode())
     except UnicodeDecodeError as error:
-        raise make_encoding_error(path, content, start + error.start, "text.invalid-json") from error
+        raise make_text_error(path, content, start + error.start, "text.invalid-json") from error
     except json.JSONDecodeError as error:
         line, what = first + error.lineno - 1, f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}"
-        if b"\0" in text:  # text in UTF-16 without a byte order mark is valid UTF-8
-            raise make_encoding_error(path, content, start, "text.invalid-json") from error
+        if b"\0" in text or find_file_kind(content):  # text in UTF-16 without a byte order mark is valid UTF-8
+            raise make_text_error(path, content, start, "text.invalid-json") from error
     except RecursionError:
         line, what = first, "is not supported: the JSON is nested too deeply"
     raise ToastError(f"Cannot read {path}.", f"Line {line} {what}.", code="text.invalid-json")

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from toast_cli.backbones.base import NO_TEXT_LIMITS, TextLimits
 from toast_cli.data.sampler import SeededShuffleSampler, ShardedBatchSampler
 from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
     encode_documents,
     find_end_text,
     find_end_tokens,
+    find_prompt_ending,
     get_control_tokens,
     get_marker_tokens,
     list_end_markers,
@@ -27,6 +27,7 @@ from toast_cli.data.text.chat_templates import (
 )
 from toast_cli.data.text.text_store import memory_map_tokens
 from toast_cli.data.text.token_limits import TokenFindings, get_padding_token, limit_tokens, require_known_tokens
+from toast_cli.data.text.turn_formats import ChatTemplateError, accepts_opening_answers, count_opening_answers
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError
 
@@ -157,6 +158,8 @@ def build_conversation_loader(
     findings = TokenFindings(longest)
     answers, endless = 0, []
     controls, spelled = get_control_tokens(tokenizer, options.template), 0
+    ending = find_prompt_ending(tokenizer, options.template).strip()
+    opened = asked = unopened = 0
     repeats = split.repeats if split.repeats and batches.augment else (1,) * len(split)
     used = [index for index, times in enumerate(repeats) if times]
     for index in used:
@@ -168,6 +171,10 @@ def build_conversation_loader(
             findings.rejected[conversation.name] = f"{raised.what} {raised.why}".rstrip(". ")
             continue
         spelled += controls.is_spelled_in(*(f"{turn.whole}{turn.fields}" for turn in conversation.turns))
+        opened += count_opening_answers(conversation.turns) > 0
+        trained = [turn for turn in conversation.turns if turn.role == "assistant" and turn.trained]
+        asked += len(trained)
+        unopened += sum(not turn.text.lstrip().startswith(ending) for turn in trained)
         for number, (ids, labels) in enumerate(samples):
             require_known_tokens(ids, tokenizer, limits, conversation.name)
             for answer in split_answers(labels):
@@ -201,6 +208,17 @@ def build_conversation_loader(
             "earlier turns differently once others follow. Every answer is learned after the prompt used in generation."
         )
     notes += _format_spelled_note(spelled, len(used))
+    if ending:
+        notes.append(
+            f"The generation prompt of the chat template ends in {ending!r}, so answers are learned after it. "
+            f"{unopened:,} of {asked:,} answers do not begin with {ending!r}: the model learns to give them at once."
+        )
+    if opened:
+        kept = accepts_opening_answers(tokenizer, options.template)
+        notes.append(
+            f"{opened:,} of {len(used):,} conversations begin with an answer, which no prompt asks for: it is "
+            + ("read, but not learned." if kept else "left out, because the chat template does not accept it.")
+        )
     if endless:
         notes.append(
             f"{len(endless):,} of {answers:,} answers do not end with a token that ends answers, but with "

@@ -1,4 +1,4 @@
-"""Prompts to answer, from a text file with one per line or from a JSON file of prompts or conversations."""
+"""Prompts to answer, from a text file with one per line or from a file of prompts or conversations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.images.files import read_text_file
-from toast_cli.data.text.conversation_format import detect_format, load_formats
-from toast_cli.data.text.json_lines import make_encoding_error, read_json_list
+from toast_cli.data.text.conversation_format import detect_format, is_blank, load_formats
+from toast_cli.data.text.entry_files import EntryOptions, is_entry_file, read_entry_file
+from toast_cli.data.text.json_lines import read_bytes, require_utf8
 from toast_cli.data.text.turns import Turn, to_messages
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.names import format_json
 
-JSON_SUFFIXES = frozenset({".json", ".jsonl"})
 EXPECTED_FIELDS = "'prompt', 'messages', 'instruction' or 'conversations'"
+ANSWER_FIELDS = ("completion", "output")
+"""Fields with the answer of an entry, which may be blank in a file of prompts."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,18 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Return the prompts of a file; an entry that is no prompt has an `error`.
 
-    A `.json` or `.jsonl` file has texts, or objects with `prompt` (a text or messages), `messages` (of `role` and
-    `content`), `instruction` (alpaca) or `conversations` (sharegpt). An answer at the end is left out. Every line of
-    another file that is not blank is a prompt.
+    JSON, JSON Lines, CSV and Parquet files are read as the files of conversations of a run are, also compressed ones.
+    They have texts, or objects with `prompt` (a text or messages), `messages` (of `role` and `content`), `instruction`
+    (alpaca) or `conversations` (sharegpt). An answer at the end is left out. Every line of another file that is not
+    blank is a prompt.
 
     Raises:
-        ToastError: the file cannot be read, is not UTF-8 text or not valid JSON, or has no prompt.
+        ToastError: the file cannot be read, is not UTF-8 text or not valid, or has no prompt.
     """
-    is_json = path.suffix.lower() in JSON_SUFFIXES
-    prompts = list(_parse_entries(path) if is_json else _read_lines(path))
+    has_entries = is_entry_file(path)
+    prompts = list(_parse_entries(path) if has_entries else _read_lines(path))
     if not prompts:
-        hint = f"Write a list of objects with {EXPECTED_FIELDS}." if is_json else "Write one prompt per line."
+        hint = f"Write a list of objects with {EXPECTED_FIELDS}." if has_entries else "Write one prompt per line."
         raise ToastError(f"{path} contains no prompt.", what_to_do=hint, code="text.no-prompts")
     return prompts
 
@@ -70,24 +72,25 @@ def drop_answer(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def _read_lines(path: Path) -> Iterator[Prompt]:
-    try:
-        lines = read_text_file(path).splitlines()
-    except UnicodeDecodeError as error:
-        raise make_encoding_error(path, error.object, error.start) from error
-    except OSError as error:
-        raise ToastError(f"Cannot read {path}.", error.strerror or str(error), code="data.unreadable-file") from error
-    for number, line in enumerate(lines, start=1):
+    require_utf8(path)
+    for number, line in enumerate(read_bytes(path).decode().splitlines(), start=1):
         if line.strip():
             yield Prompt(f"{path}:{number}", (Turn("user", line),), entry={"prompt": line})
 
 
 def _parse_entries(path: Path) -> Iterator[Prompt]:
-    for number, entry in enumerate(read_json_list(path), start=1):
+    entries, _ = read_entry_file(path, path.name, EntryOptions(), _is_prompt)
+    for number, entry in enumerate(entries, start=1):
         try:
             turns = drop_answer(_parse_entry(entry))
             yield Prompt(f"{path}:{number}", turns, entry=entry if isinstance(entry, dict) else {"prompt": entry})
         except ValueError as error:
             yield Prompt(f"{path}:{number}", (), str(error))
+
+
+def _is_prompt(entry: Mapping[str, Any]) -> bool:
+    """Return whether an object is a prompt, not a file with a list of them."""
+    return "prompt" in entry or any(form.recognize(entry) for form in load_formats().values())
 
 
 def _parse_entry(entry: Any) -> Sequence[Turn]:
@@ -100,5 +103,6 @@ def _parse_entry(entry: Any) -> Sequence[Turn]:
         entry = {"prompt": entry}
     if not isinstance(entry, dict):
         raise ValueError(f"expected a text or an object with {EXPECTED_FIELDS}")
+    entry = {name: value for name, value in entry.items() if name not in ANSWER_FIELDS or not is_blank(value)}
     formats = load_formats()
     return formats["pairs" if "prompt" in entry else detect_format(entry, formats)].parse(entry)

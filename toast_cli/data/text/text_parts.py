@@ -7,15 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from toast_cli.data.text.chat_templates import (
-    ChatTemplateError,
-    Segment,
-    format_prompt,
-    get_control_tokens,
-    get_marker_tokens,
-    split_into_segments,
-)
+from toast_cli.data.text.chat_templates import Segment, get_control_tokens, get_marker_tokens, split_into_segments
 from toast_cli.data.text.control_tokens import ControlTokens
+from toast_cli.data.text.turn_formats import ChatTemplateError, format_prompt
 from toast_cli.data.text.turns import Turn
 
 SPECIAL_TOKENS = "special tokens"

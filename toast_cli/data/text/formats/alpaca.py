@@ -11,9 +11,12 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.text.conversation_format import (
     EMPTY,
+    EMPTY_ANSWER,
     ConversationFormat,
+    is_blank,
     list_filled_fields,
     read_json_value,
+    require_string,
     require_text,
 )
 from toast_cli.data.text.conversation_split import ConversationOptions, open_conversations
@@ -35,21 +38,24 @@ def parse_alpaca_entry(entry: dict[str, Any]) -> list[Turn]:
     Raises:
         ValueError: If a field is missing or empty, or has another type.
     """
-    turns = [] if entry.get("system") in EMPTY else [Turn("system", require_text(entry, "system"))]
+    turns = [] if is_blank(entry.get("system")) else [Turn("system", require_text(entry, "system"))]
     history = [] if entry.get("history") in EMPTY else read_json_value(entry["history"], "history")
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise ValueError("'history' is not a list of questions with their answers")
     for number, (question, answer) in enumerate(history, start=1):
-        earlier = {f"history {number}": question, f"answer of history {number}": answer}
-        asked, answered = (require_text(earlier, name) for name in earlier)
+        earlier = {f"history {number}": question}
+        asked = require_text(earlier, f"history {number}")
+        answered = "" if answer is None else require_string(answer, f"answer of history {number}")
         turns += [Turn("user", asked), Turn("assistant", answered)]
-    material = "" if entry.get("input") in EMPTY else require_text(entry, "input")
+    material = "" if is_blank(entry.get("input")) else require_text(entry, "input")
     output = [] if "output" not in entry else [Turn("assistant", require_text(entry, "output"))]
     return [*parse_tools(entry), *turns, Turn("user", require_text(entry, "instruction"), material), *output]
 
 
 def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
-    return list_filled_fields(entry, ("instruction", "input", "output", "system", "history", "tools", "functions"))
+    yield from list_filled_fields(entry, ("instruction", "input", "output", "system", "history", "tools", "functions"))
+    if any(is_blank(answer) for _, answer in read_json_value(entry.get("history") or [], "history")):
+        yield EMPTY_ANSWER
 
 
 def open_alpaca(options: AlpacaOptions, data_dir: Path | None) -> DataSet:

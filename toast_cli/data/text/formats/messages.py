@@ -11,8 +11,10 @@ from pydantic import Field
 from toast_cli.data.base import DataSet, DataSource
 from toast_cli.data.text.conversation_format import (
     EMPTY,
+    EMPTY_ANSWER,
     ConversationFormat,
     has_objects,
+    is_blank,
     list_filled_fields,
     read_json_value,
     read_objects,
@@ -59,7 +61,17 @@ def parse_messages(entry: Mapping[str, Any]) -> list[Turn]:
     """
     name = _find_list(entry)
     messages = read_objects(require_field(entry, name), name)
-    return [*parse_tools(entry), *map(parse_message, messages)]
+    return [*parse_tools(entry), *parse_message_list(messages)]
+
+
+def parse_message_list(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Convert messages to turns. Those of the system without content are left out.
+
+    Raises:
+        ValueError: If a message is invalid.
+    """
+    turns = map(parse_message, messages)
+    return [turn for turn in turns if turn.role != "system" or turn.text.strip()]
 
 
 def parse_message(message: Mapping[str, Any]) -> Turn:
@@ -81,7 +93,7 @@ def parse_message(message: Mapping[str, Any]) -> Turn:
     if message.get("content") in EMPTY and calls is not None:
         text = ""
     else:
-        text = _read_content(require_field(message, "content"))
+        text = read_content(require_field(message, "content"), "content", ROLES[role])
     fields = dump_json(passed) if passed else ""
     return Turn(ROLES[role], text, fields=fields, trained=parse_weight(message))
 
@@ -147,6 +159,7 @@ def list_unused(entry: Mapping[str, Any]) -> Iterator[str]:
 def list_unused_in_messages(messages: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
     """Yield what `parse_message` does not use of the messages in the field `name`."""
     for message in messages:
+        yield from list_empty_turns(ROLES[message["role"]], message)
         yield from list_filled_fields(
             message, ("role", "content", "weight", "function_call", *PASSED_FIELDS), f"{name}."
         )
@@ -160,10 +173,29 @@ def _find_list(entry: Mapping[str, Any]) -> str:
     return next((name for name in LISTS if has_objects(entry, name, "role")), LISTS[0])
 
 
-def _read_content(content: Any) -> str:
-    """Return the text of a message: a string, or a list of parts, of which only texts are supported."""
+def list_empty_turns(role: Role, message: Mapping[str, Any], name: str = "content") -> Iterator[str]:
+    """Yield what is not used of a message that has no content."""
+    if role == "system" and is_blank(message[name]):
+        yield "an empty system message"
+    calls = message.get("tool_calls") or message.get("function_call")
+    if role == "assistant" and is_blank(message.get(name)) and not calls:
+        yield EMPTY_ANSWER
+
+
+def read_content(content: Any, name: str, role: Role) -> str:
+    """Return the text of a message: a string, or a list of parts, of which only texts are supported.
+
+    Only the user's may not be empty. What a tool returns may be any value of JSON.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if role != "user" and content in EMPTY:
+        return ""
+    if role == "tool" and not isinstance(content, str) and not _has_parts(content):
+        return dump_json(content)
     if not isinstance(content, list):
-        text = require_string(content, "content")
+        text = require_string(content, name)
     else:
         for part in content:
             kind = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -171,9 +203,14 @@ def _read_content(content: Any) -> str:
                 raise ValueError(f"'content' has a part of the type '{kind}'; only text is supported")
         parts = [require_string(part.get("text") if isinstance(part, dict) else part, "text") for part in content]
         text = "".join(parts)
-    if not text.strip():
-        raise ValueError("'content' is empty")
+    if role == "user" and not text.strip():
+        raise ValueError(f"'{name}' is empty")
     return text
+
+
+def _has_parts(content: Any) -> bool:
+    """Return whether the content of a message is a list of typed parts."""
+    return isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
 
 
 def open_messages(options: MessagesOptions, data_dir: Path | None) -> DataSet:

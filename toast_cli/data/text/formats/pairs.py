@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from toast_cli.data.text.conversation_format import (
-    EMPTY,
     ConversationFormat,
+    is_blank,
     list_filled_fields,
     read_objects,
     require_field,
     require_text,
 )
-from toast_cli.data.text.formats.messages import list_unused_in_messages, parse_message, parse_tools
+from toast_cli.data.text.formats.messages import list_unused_in_messages, parse_message_list, parse_tools
 from toast_cli.data.text.turns import Role, Turn
 
 
@@ -23,14 +23,14 @@ def parse_pair(entry: Mapping[str, Any]) -> list[Turn]:
     Raises:
         ValueError: If a field has another type.
     """
-    system = [] if entry.get("system") in EMPTY else [Turn("system", require_text(entry, "system"))]
+    system = [] if is_blank(entry.get("system")) else [Turn("system", require_text(entry, "system"))]
     answer = [] if "completion" not in entry else _parse_side(entry, "completion", "assistant")
     return [*parse_tools(entry), *system, *_parse_side(entry, "prompt", "user"), *answer]
 
 
 def _parse_side(entry: Mapping[str, Any], name: str, role: Role) -> list[Turn]:
     if isinstance(require_field(entry, name), list):
-        return [parse_message(message) for message in read_objects(entry[name], name)]
+        return parse_message_list(read_objects(entry[name], name))
     return [Turn(role, require_text(entry, name))]
 
 

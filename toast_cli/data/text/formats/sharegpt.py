@@ -13,6 +13,7 @@ from toast_cli.data.text.conversation_format import (
     EMPTY,
     ConversationFormat,
     has_objects,
+    is_blank,
     list_filled_fields,
     read_json_value,
     read_objects,
@@ -20,7 +21,7 @@ from toast_cli.data.text.conversation_format import (
     require_text,
 )
 from toast_cli.data.text.conversation_split import ConversationOptions, open_conversations
-from toast_cli.data.text.formats.messages import parse_call, parse_tools, parse_weight
+from toast_cli.data.text.formats.messages import list_empty_turns, parse_call, parse_tools, parse_weight, read_content
 from toast_cli.data.text.turns import Role, Turn, dump_json
 
 ROLES_BY_SPEAKER: dict[str, Role] = {
@@ -45,15 +46,12 @@ class ShareGptOptions(ConversationOptions):
 def parse_sharegpt_turns(entry: dict[str, Any]) -> list[Turn]:
     """Convert an entry (`conversations`, a list of `from` and `value`; optional `system` and `tools`) to turns.
 
-    Answers before the first question are dropped.
-
     Raises:
         ValueError: If the entry has another structure or a speaker is unknown.
     """
     turns = [_parse_turn(message) for message in read_objects(require_field(entry, "conversations"), "conversations")]
-    while turns and turns[0].role == "assistant":  # the export begins in the middle of a conversation
-        turns.pop(0)
-    system = [] if entry.get("system") in EMPTY else [Turn("system", require_text(entry, "system"))]
+    turns = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
+    system = [] if is_blank(entry.get("system")) else [Turn("system", require_text(entry, "system"))]
     if turns[:1] != system:  # it is often given in both places
         turns = [*system, *turns]
     return [*parse_tools(entry), *turns]
@@ -62,10 +60,11 @@ def parse_sharegpt_turns(entry: dict[str, Any]) -> list[Turn]:
 def _parse_turn(message: Mapping[str, Any]) -> Turn:
     if (speaker := require_text(message, "from")) not in ROLES_BY_SPEAKER:
         raise ValueError(f"unknown speaker '{speaker}'; known: {', '.join(ROLES_BY_SPEAKER)}")
-    text, trained = require_text(message, "value"), parse_weight(message)
+    trained = parse_weight(message)
     if speaker != "function_call":
-        return Turn(ROLES_BY_SPEAKER[speaker], text, trained=trained)
-    value = read_json_value(text, "function_call")
+        role = ROLES_BY_SPEAKER[speaker]
+        return Turn(role, read_content(require_field(message, "value"), "value", role), trained=trained)
+    value = read_json_value(require_field(message, "value"), "function_call")
     calls = read_objects(value if isinstance(value, list) else [value], "function_call")
     return Turn(
         "assistant", "", fields=dump_json({"tool_calls": [parse_call(call) for call in calls]}), trained=trained
@@ -77,11 +76,10 @@ def _list_unused(entry: dict[str, Any]) -> Iterator[str]:
     messages = read_objects(entry["conversations"], "conversations")
     roles = [ROLES_BY_SPEAKER[message["from"]] for message in messages]
     for message, role in zip(messages, roles, strict=True):
+        yield from list_empty_turns(role, message, "value")
         yield from list_filled_fields(message, ("from", "value", "weight"), "conversations.")
         if role != "assistant" and message.get("weight") not in (*EMPTY, 0):
             yield "'conversations.weight' of another speaker than the assistant"
-    if roles[0] == "assistant":
-        yield "the answer before the first question"
     if roles[-1] != "assistant":
         yield "the question after the last answer"
 
