@@ -26,8 +26,9 @@ Asgi = Callable[..., Any]
 
 
 class RequestGate:
-    """An ASGI application that checks requests before it passes them to another one, and logs a line about each but those
-    of the health.
+    """An ASGI application that checks requests before it passes them to another one, and logs a line about each.
+
+    Questions about the health are not logged.
 
     The log has no text of requests or answers. Without a key, a server on loopback answers only to names of this
     machine, so that a web page cannot reach it through a name of its own that leads here.
@@ -47,7 +48,8 @@ class RequestGate:
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 499
-        scope.setdefault("state", {})["notes"] = notes = {}
+        notes: dict[str, Any] = {}
+        scope.setdefault("state", {})["notes"] = notes
 
         async def send_noting_status(message: Message) -> None:
             nonlocal status
