@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import threading
@@ -64,8 +63,8 @@ class Server:
         return self.command.end()
 
 
-def start(folder: Path, *words: str | Path, ready: bool = True, **environment: str) -> Server:
-    """Start a server on a free port and wait until it is ready, or only until it listens."""
+def start(folder: Path, *words: str | Path, **environment: str) -> Server:
+    """Start a server on a free port and wait until it is ready."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -74,7 +73,7 @@ def start(folder: Path, *words: str | Path, ready: bool = True, **environment: s
     while time.monotonic() < until:
         assert server.command.process.exitcode is None, server.command.err
         with contextlib.suppress(OSError):
-            if server.get("/health")[0] == 200 or not ready:
+            if server.get("/health")[0] == 200:
                 return server
         time.sleep(0.05)
     server.command.kill()
@@ -379,24 +378,13 @@ def test_sigterm_cuts_answers_after_the_grace_period(tmp_path: Path, text_run: P
 
 
 def test_what_cannot_be_served_ends_the_command(tmp_path: Path, linear_run: Path, text_run: Path) -> None:
-    toast("serve", "--run", tmp_path / "none", "--port", "0").fails(2, error="run.not-found")
+    toast("serve", "--run", tmp_path / "none", "--port", "0").fails(2, error="adapter.missing")
     toast("serve", "--run", linear_run, "--port", "0").fails(2, error="task.not-a-language-model")
     toast("serve", "--run", text_run, "--run", text_run, "--port", "0").fails(2, error="serve.duplicate-run")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         toast("serve", "--run", text_run, "--port", port).fails(2, error="serve.address-unavailable")
     toast("serve", "--run", text_run, "--api-key", " ").fails(2, error="cli.invalid-value")
-
-
-def test_requests_wait_for_the_models(tmp_path: Path, text_run: Path) -> None:
-    copy = shutil.copytree(text_run, tmp_path / "copy")
-    server = start(tmp_path / "said", "--run", copy, ready=False)
-    code, health = server.get("/health")
-    if health["status"] == "loading":
-        assert code == 503
-        refused, content = post_chat(server, model="copy")
-        assert refused == 503 or refused == 200, content
-    assert server.stop() == 0
 
 
 def test_without_the_libraries_one_message_says_what_to_install(tmp_path: Path) -> None:

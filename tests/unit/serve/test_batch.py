@@ -56,9 +56,11 @@ def make_sequence(served: ServedModel, prompt: str, tokens: int, seed: int | Non
     return sequence
 
 
-def generate_alone(served: ServedModel, prompt: str, tokens: int, seed: int = 0, **settings: Any) -> list[int]:
+def generate_alone(
+    served: ServedModel, prompt: str | list[int], tokens: int, seed: int = 0, **settings: Any
+) -> list[int]:
     """Generate with transformers' own loop."""
-    ids = torch.tensor([served.tokenizer(prompt).input_ids])
+    ids = torch.tensor([served.tokenizer(prompt).input_ids if isinstance(prompt, str) else prompt])
     torch.manual_seed(seed)
     chosen = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **settings}
     generated = served.chat._generator.generate(ids, attention_mask=torch.ones_like(ids), **chosen)
