@@ -24,7 +24,7 @@ class DecodingPlan:
         stop_texts: texts that end it, which are not part of it either.
         processors: what changes the scores before a token is chosen: penalties, temperature, top-k and top-p.
         sampled: whether tokens are sampled; otherwise the most likely one is chosen.
-        cache: an empty cache of keys and values for the prompt, of all passes of the model.
+        cache: an empty cache of keys and values for the prompt, of all passes of the model; None once it is in use.
         cache_argument: name of the cache in the model's `forward`.
     """
 
@@ -34,7 +34,7 @@ class DecodingPlan:
     stop_texts: tuple[str, ...]
     processors: Any
     sampled: bool
-    cache: Cache
+    cache: Cache | None
     cache_argument: str
 
     def choose_token(self, scores: Tensor, generated: Sequence[int], random: torch.Generator) -> int:

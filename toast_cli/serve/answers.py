@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from toast_cli.serve.api_errors import RETRY_AFTER, ApiError
-from toast_cli.serve.engine import Engine, QueueFullError
+from toast_cli.serve.engine import STOPPED, Engine, EngineStoppedError, QueueFullError
 from toast_cli.serve.protocol import ResponseFormat, count_usage
 from toast_cli.serve.sequence import AnswerEnd, AnswerEvent, AnswerFailure, TextPiece
 from toast_cli.serve.sequence import Sequence as Answer
@@ -77,13 +77,15 @@ class RequestAnswers:
         """Add the answers to the queue.
 
         Raises:
-            ApiError: It is full.
+            ApiError: It is full, or the server is stopping.
         """
         try:
             self._engine.submit(self._answers)
         except QueueFullError:
             message = "Too many requests are waiting. Try again later."
             raise ApiError(429, message, code="queue_full", headers=RETRY_AFTER) from None
+        except EngineStoppedError:
+            raise ApiError(503, STOPPED, code="stopping", headers=RETRY_AFTER) from None
 
     async def collect(self, request: Request) -> dict[str, Any]:
         """Return the whole response. The answers are given up if the client disconnects.

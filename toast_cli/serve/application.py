@@ -24,7 +24,7 @@ from toast_cli.serve.api_errors import (
     convert_toast_error,
     describe_invalid_request,
 )
-from toast_cli.serve.engine import Engine
+from toast_cli.serve.engine import STOPPED, Engine
 from toast_cli.serve.gate import HEALTH, RequestGate
 from toast_cli.serve.options import ServerOptions
 from toast_cli.serve.protocol import MOST_CHOICES, ChatRequest, CompletionRequest, GenerationRequest, ResponseFormat
@@ -101,7 +101,7 @@ def build_application(engine: Engine, options: ServerOptions, report: Callable[[
 def _require_ready(engine: Engine) -> None:
     """Raise an error while the models are loading, or once the server is stopping."""
     if engine.state != "ready":
-        message = "The models are loading." if engine.state == "loading" else "The server is stopping."
+        message = "The models are loading." if engine.state == "loading" else STOPPED
         raise ApiError(503, message, code=engine.state, headers=RETRY_AFTER)
 
 
@@ -133,6 +133,9 @@ def _encode(model: ServedModel, encode: Callable[[], list[int]], param: str) -> 
 
 
 def _encode_conversation(model: ServedModel, body: ChatRequest) -> list[int]:
+    if model.chat.template is None and (len(body.messages) > 1 or body.passed_tools):
+        message = "This run has no format of conversations: send a single message, or use /v1/completions."
+        raise ApiError(400, message, param="messages", code="no_chat_format")
     return model.chat.encode_prompt(to_turns(body.messages, body.passed_tools))
 
 

@@ -52,7 +52,8 @@ class DecodingBatch:
         """Read the prompts of a group, choose the first token of each, and add those that go on to the batch."""
         self.remove_ended()
         lengths = [len(sequence.prompt) for sequence in group]
-        longest, cache = max(lengths), group[0].plan.cache
+        caches = [sequence.take_cache() for sequence in group]
+        longest, cache = max(lengths), caches[0]
         ids = [[*[0] * (longest - length), *each.prompt] for length, each in zip(lengths, group, strict=True)]
         positions = [[*[0] * (longest - length), *range(length)] for length in lengths]
         scores = self._compute(ids, positions, lengths, group, cache)

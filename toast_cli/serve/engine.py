@@ -24,6 +24,10 @@ class QueueFullError(Exception):
     """Too many answers are waiting."""
 
 
+class EngineStoppedError(Exception):
+    """The engine generates no more answers."""
+
+
 class Engine:
     """Generates the answers to many requests at once.
 
@@ -76,8 +80,11 @@ class Engine:
 
         Raises:
             QueueFullError: They do not fit into it.
+            EngineStoppedError: The engine has been stopped.
         """
         with self._changed:
+            if self._ended:
+                raise EngineStoppedError
             free = self._max_queue + max(0, self._max_batch - self.running) - len(self._waiting)
             if len(sequences) > free:
                 raise QueueFullError

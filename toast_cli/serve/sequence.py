@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -93,6 +93,11 @@ class Sequence:
         self.plan = self._generator.plan_decoding(self.prompt, self._stops, **self._settings)
         self._stream = TextStream(self.model.tokenizer, self.plan.stop_texts)
         self._random = torch.Generator(self._generator.device).manual_seed(self._seed)
+
+    def take_cache(self) -> Any:
+        """Return the empty cache of the plan, which must not outlive its batch."""
+        cache, self.plan = self.plan.cache, replace(self.plan, cache=None)
+        return cache
 
     @property
     def needs_own_batch(self) -> bool:

@@ -14,12 +14,12 @@ import pytest
 from tests.unit.serve.test_batch import generate_alone, make_served
 from toast_cli.serve.application import build_application
 from toast_cli.serve.batch import DecodingBatch
-from toast_cli.serve.engine import Engine
+from toast_cli.serve.engine import Engine, EngineStoppedError
 from toast_cli.serve.options import ServerOptions, is_loopback
 from toast_cli.serve.served_model import ServedModel, name_runs
 from toast_cli.utils.errors import ToastError, UsageError
 
-CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0}
 
 
 class Application:
@@ -86,6 +86,8 @@ def test_requests_are_refused_until_the_models_are_loaded() -> None:
     assert (status, content["error"]["code"]) == (503, "stopping")
     assert asked.ask("GET", "/health")[0] == 503
     engine.stop(10)
+    with pytest.raises(EngineStoppedError):
+        engine.submit([])
 
 
 def test_an_error_of_loading_is_kept() -> None:
@@ -134,6 +136,18 @@ def test_a_setting_that_transformers_refuses_fails_one_answer(monkeypatch: pytes
         status, content = asked.ask("POST", "/v1/chat/completions", CHAT)
     assert status == 500 and content["error"]["message"] == "Invalid settings: no such setting"
     assert asked.ask("POST", "/v1/chat/completions", CHAT)[0] == 200
+    engine.stop(10)
+
+
+def test_a_run_without_a_format_takes_one_message() -> None:
+    served = make_served()
+    served.chat.template = None
+    engine = Engine(lambda: {"run": served}, 4, 4, print)
+    start(engine)
+    asked = Application(engine)
+    assert asked.ask("POST", "/v1/chat/completions", CHAT)[0] == 200
+    status, content = asked.ask("POST", "/v1/chat/completions", {**CHAT, "messages": CHAT["messages"] * 2})
+    assert (status, content["error"]["code"]) == (400, "no_chat_format")
     engine.stop(10)
 
 

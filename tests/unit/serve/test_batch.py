@@ -120,6 +120,7 @@ def test_a_cancelled_text_leaves_and_the_others_go_on() -> None:
     while batch.sequences:
         batch.step()
     assert kept.tokens == generate_alone(served, PROMPTS[0], 10)
+    assert batch._cache is None and kept.plan.cache is None, "keys and values do not outlive the batch"
     assert len(left.tokens) == 2
 
 
