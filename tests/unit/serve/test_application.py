@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event
@@ -23,7 +24,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_to
 
 
 class Application:
-    """The application of an engine, asked without a network."""
+    """The application of an engine, asked without a network. A stream is returned as the list of its events."""
 
     def __init__(self, engine: Engine, **options: Any) -> None:
         self.log: list[str] = []
@@ -54,8 +55,9 @@ class Application:
             await self.app(scope, receive, send)
 
         asyncio.run(run())
-        content = b"".join(message.get("body", b"") for message in sent)
-        return sent[0]["status"], json.loads(content)
+        content = b"".join(message.get("body", b"") for message in sent).decode()
+        events = [json.loads(event) for event in content.removesuffix("data: [DONE]\n\n").split("data: ")[1:]]
+        return sent[0]["status"], events or json.loads(content)
 
 
 def start(engine: Engine) -> None:
@@ -119,6 +121,19 @@ def test_a_model_that_fails_ends_its_answers_and_not_the_server(monkeypatch: pyt
     expected = generate_alone(served, [40, 41], 6)
     assert content["choices"][0]["text"] == served.tokenizer.decode(expected, skip_special_tokens=True)
     assert engine.running == engine.waiting == 0
+    engine.stop(10)
+
+
+def test_a_failure_within_a_stream_is_its_last_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(lambda: {"run": make_served()}, 4, 4, lambda _: None)
+    start(engine)
+    asked, stream = Application(engine), {**CHAT, "stream": True}
+    status, events = asked.ask("POST", "/v1/chat/completions", stream)
+    assert status == 200 and events[-1]["choices"][0]["finish_reason"] == "length"
+    monkeypatch.setattr(DecodingBatch, "_step", lambda _: 1 / 0)
+    status, events = asked.ask("POST", "/v1/chat/completions", stream)
+    assert status == 200 and events[-1]["error"]["code"] == "generation_failed"
+    assert re.fullmatch(r"POST /v1/chat/completions 200 model=run .* error=generation_failed .* s", asked.log[-1])
     engine.stop(10)
 
 
