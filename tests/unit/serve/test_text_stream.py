@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.language import make_tokenizer
@@ -47,6 +49,21 @@ def test_nothing_from_the_first_stop_text_on_is_passed_on(text: str, stops: tupl
     pieces, followed = stream(text.encode(), *stops)
     assert "".join(pieces) == followed.text == expected
     assert followed.stopped == (expected != text)
+
+
+def test_spaces_and_bytes_of_sentencepiece_are_those_of_decoding_at_once() -> None:
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁a", "▁bird", "s", "é", "▁▁"]
+    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, [], byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(parts)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    emoji = [words.index(f"<0x{byte:02X}>") for byte in "😀".encode()]
+    generator = random.Random(0)
+    for _ in range(100):
+        tokens = [token for _ in range(20) for token in generator.choice([*([one] for one in range(257, 263)), emoji])]
+        followed = TextStream(tokenizer)
+        streamed = "".join([*map(followed.add, tokens), followed.finish()])
+        assert streamed == followed.text == tokenizer.decode(tokens)
 
 
 def test_any_bytes_give_the_text_of_decoding_at_once() -> None:
