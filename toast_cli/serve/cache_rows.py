@@ -28,12 +28,12 @@ GROWING_LAYERS = frozenset(
 """Kinds of layers whose whole state is the keys and values of each token, or recurrent states of each row."""
 
 
-def supports_rows(cache: Cache) -> bool:
+def supports_rows(cache: Any) -> bool:
     """Return whether rows can join and leave a cache: it has no layer with another kind of state."""
     return all(_find_kind(layer) in GROWING_LAYERS for layer in cache.layers)
 
 
-def supports_padding(cache: Cache) -> bool:
+def supports_padding(cache: Any) -> bool:
     """Return whether prompts of different lengths can be read together: no layer has recurrent states."""
     return not any(hasattr(layer, "recurrent_states") for layer in cache.layers)
 

@@ -15,6 +15,7 @@ from toast_cli.evaluation.open_run import RunRequest, open_run
 from toast_cli.model.generation import TextGenerator, choose_template
 from toast_cli.model.model import Model
 from toast_cli.recipe.schema import Recipe
+from toast_cli.serve.cache_rows import supports_rows
 from toast_cli.serve.options import ServerOptions
 from toast_cli.storage.adapter import find_model_file, read_adapter_config
 from toast_cli.utils.errors import ToastError, UsageError
@@ -88,6 +89,8 @@ def load_served_models(options: ServerOptions, report: Callable[[str], object]) 
             base, first = shared
             model, recipe = base.model, base.build_recipe()
         one = _build_served_model(name, model, recipe, None if shared is None else first)
+        if not supports_rows(one.chat.plan_decoding([0]).cache):
+            report(f"{name} generates one answer at a time: its cache has states that cannot be joined in a batch.")
         served[name] = one
         if shared is None:
             adapter = Adapter(model, (), recipe.images, one.chat.template, recipe.model_dump(mode="json"))
