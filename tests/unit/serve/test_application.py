@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.serve.test_batch import generate_alone, make_served
+from tests.serving import generate_alone, make_served
 from toast_cli.serve.application import build_application
 from toast_cli.serve.batch import DecodingBatch
 from toast_cli.serve.engine import Engine, EngineStoppedError
