@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 AREAS = {
     *("adapter", "artifact", "attention", "backbone", "bench", "cache", "checkpoint", "cli", "data", "device", "disk"),
     *("export", "image", "judge", "method", "plugin", "recipe", "resume", "run", "task", "text", "toast", "training"),
-    *("visualize", "weights"),
+    *("serve", "visualize", "weights"),
 }
 SUBCLASSES = {"ChatTemplateError", "ToastError", "UsageError"}
 

@@ -28,6 +28,7 @@ from toast_cli.cli.commands.import_checkpoint import run_import
 from toast_cli.cli.commands.plan import run_plan
 from toast_cli.cli.commands.predict import run_predict
 from toast_cli.cli.commands.pretune import run_pretune
+from toast_cli.cli.commands.serve import run_serve
 from toast_cli.cli.commands.tune import run_tune
 from toast_cli.cli.commands.visualize_attention import visualize_attention
 from toast_cli.cli.options import CommandGroup, JsonOutput
@@ -113,6 +114,13 @@ app.command(
 )(run_predict)
 app.command("compare")(run_compare)
 app.command("generate")(generate)
+app.command(
+    "serve",
+    epilog=_format_examples(
+        "toast serve --run runs/birds",
+        "toast serve --run runs/birds --run runs/trees --port 9000",
+    ),
+)(run_serve)
 app.command("visualize-attention")(visualize_attention)
 app.command("export", epilog=_format_examples("toast export --format onnx --out pets/model.onnx"))(run_export)
 app.command("import")(run_import)

@@ -9,11 +9,13 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from toast_cli.data.text import chat_templates
 from toast_cli.data.text.chat_templates import find_end_text, find_end_tokens
 from toast_cli.data.text.token_limits import get_padding_token, require_known_tokens, require_room
 from toast_cli.data.text.turns import Turn
+from toast_cli.model.decoding import DecodingPlan, build_decoding_plan
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 
@@ -177,6 +179,44 @@ class TextGenerator:
         require_known_tokens(ids, self.tokenizer, self.limits, name)
         require_room(ids, self.limits, name)
         return ids
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the model."""
+        return self._device
+
+    @torch.no_grad()
+    def plan_decoding(self, prompt: Sequence[int], stop_texts: Sequence[str] = (), **settings: Any) -> DecodingPlan:
+        """Return how `answer` would continue the token ids of a prompt, for a loop over tokens of the caller's own.
+
+        Args:
+            prompt: token ids from `encode_prompt`.
+            stop_texts: further texts that end the answer.
+            settings: generation settings, as in `answer`, of a single text without beam search.
+
+        Raises:
+            ValueError: a setting is invalid.
+        """
+        chosen = {"pad_token_id": get_padding_token(self.tokenizer, self.limits), **settings}
+        ends, _ = self._set_stops(chosen)
+        stops = chosen.pop("stop_strings", None) or self._generator.generation_config.stop_strings or ()
+        limit = chosen.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+        chosen["max_new_tokens"] = self._limit_new_tokens(len(prompt), limit)
+        both = [*((stops,) if isinstance(stops, str) else stops), *stop_texts]
+        return build_decoding_plan(self._generator, prompt, chosen, ends, both)
+
+    @torch.no_grad()
+    def compute_next_scores(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any, cache_argument: str
+    ) -> Tensor:
+        """Return the scores `[B, vocabulary]` in float32 of the token after new token ids `[B, N]`.
+
+        The cache receives the keys and values of the new tokens. `mask` `[B, cached + N]` is 0 on padding; None if
+        there is none. `positions` `[B, N]` count the tokens of a row without its padding.
+        """
+        cached = {cache_argument: cache}
+        output = self._generator(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
+        return output.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def _generate_texts(
         self, prompts: Sequence[list[int]], chosen: dict[str, Any], on_text: Callable[[str], Any] | None = None
