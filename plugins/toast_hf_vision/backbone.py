@@ -143,6 +143,13 @@ class HfVisionBackbone(Backbone):
             out = layer(state.hidden, *context.positional[index], **context.keywords[index])
         return State(out[0] if isinstance(out, tuple) else out, context)
 
+    def restore(self, hidden: Tensor) -> State:
+        """Return the state of cached tokens `[B, N, d]`.
+
+        The other inputs of layers depend on the number and the size of the images, and are those of empty images.
+        """
+        return State(hidden, self.enter(self._make_images(len(hidden))).context)
+
     def value_weight(self, index: int) -> Tensor:
         """Return `W_V`, `[values, d]`."""
         weight = self.layers[index].get_submodule(self.structure.value).weight

@@ -342,6 +342,13 @@ class Backbone(ABC):
         """
         return state
 
+    def restore(self, hidden: Tensor) -> State:
+        """Return the state of cached hidden tensors `[B, ...]`, whose images are not read again.
+
+        The images had the preprocessed size. A family whose levels need more than the hidden state computes it here.
+        """
+        return State(hidden)
+
     def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
         """Return the pooled features, given the state before the last level.
 
