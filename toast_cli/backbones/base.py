@@ -220,8 +220,7 @@ class Backbone(ABC):
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
-    `signal_entry` says in a few words where a signal enters; None: at the values for levels with a `value_weight`, at
-    the input of the level for others. `normalization_note` is a sentence for weights from a file: where the mean and
+    `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level. `normalization_note` is a sentence for weights from a file: where the mean and
     std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
@@ -363,6 +362,14 @@ class Backbone(ABC):
         Folding includes it in the feedback path and then passes the level a `ValueSignal`.
         """
         return None
+
+    def steers_values(self, index: int) -> bool:
+        """Return whether a signal enters a level at its values alone, so that queries and keys do not change.
+
+        Otherwise it is added to the input of the level. By default, levels with a `value_weight` are steered at the
+        values. A family overrides it if signals reach some values in another way than through one matrix.
+        """
+        return self.value_weight(index) is not None
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """Sort the tensors of a checkpoint of the authors' code.
