@@ -17,7 +17,6 @@ from toast_hf_vision.structure import build_unsteerable_error, count_class_token
 from toast_transformers.attention_maps import record_layer_attention
 from toast_transformers.layers import LayerInputRecorder, steer_value_projection
 
-
 PACKING_ARGUMENTS = frozenset({"grid_thw", "target_sizes"})
 """Arguments of models that read the patches of several images as one sequence: the rows and columns of each image."""
 

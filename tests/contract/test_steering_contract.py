@@ -1,4 +1,4 @@
-"""What is built on a backbone, for every family: composing, folding, the cache, pre-tuning, multi-level heads, adapters."""
+"""What is built on every backbone: composition, folding, the cache, pre-tuning, heads on several levels, adapters."""
 
 from __future__ import annotations
 

@@ -220,8 +220,8 @@ class Backbone(ABC):
     `classifier` returns the pretrained layer from pooled features to classes, with one row per requested class
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
-    `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level. `normalization_note` is a sentence for weights from a file: where the mean and
-    std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
+    `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level.
+    `normalization_note` is a sentence for weights from a file: where the mean and std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
     again, except for its weights perhaps; None if there is none. `unused_parts` are modules that no pass runs, such as

@@ -161,11 +161,12 @@ def build_without_weights(card: Card, name: str) -> Backbone:
     except Exception as error:  # code that needs the values of a tensor may raise anything
         if isinstance(error, ToastError) and not needs_tensor_values(error):
             raise
+        why = " ".join(str(error).split())[:200]
         if created > LARGEST_RANDOM_BUILD:
             raise ToastError(
                 f"'{name}' cannot be checked without its weights.",
-                f"It cannot be built on the meta device ({type(error).__name__}: {' '.join(str(error).split())[:200]}), "
-                "and is too large to be built for this check.",
+                f"It cannot be built on the meta device ({type(error).__name__}: {why}), and is too large to "
+                "be built for this check.",
                 "Try it: toast tune --dry-run builds it with its weights.",
                 code="backbone.cannot-check",
             ) from error
