@@ -32,6 +32,12 @@ NAMED_GOAL, GOAL = 0.9, 0.6
 REFUSAL_CODES = {"backbone.cannot-steer", "backbone.wrong-channels"}
 """Codes of errors that refuse a model, if they have a reason."""
 
+INCOMPLETE_DEFAULTS = {
+    "PPOCRV6MediumDetModel": "its intraclass_block_config is not set.",
+    "TimmBackbone": "the name of a model of timm is not set.",
+}
+"""Why the default configurations of some classes of transformers do not define a network. Other errors are failures."""
+
 LARGEST_PASS = 150_000_000
 """Parameters up to which a model is run with random weights. Larger ones run on the meta device."""
 
@@ -105,7 +111,19 @@ def list_transformers_classes() -> list[type[Any]]:
     return sorted(set(found), key=lambda kind: kind.__name__)
 
 
-def build_transformers_model(kind: type[Any], device: str) -> Any:
+def build_transformers_model(kind: type[Any]) -> Any:
+    """Return the backbone of a class of transformers on the meta device, or on the CPU if it needs tensor values."""
+    from toast_cli.backbones.steering_check import needs_tensor_values
+
+    try:
+        return build_default_model(kind, "meta")
+    except Exception as error:
+        if not needs_tensor_values(error):
+            raise
+    return build_default_model(kind, "cpu")
+
+
+def build_default_model(kind: type[Any], device: str) -> Any:
     """Return the backbone of a class of transformers with its default configuration.
 
     Raises:
@@ -119,10 +137,13 @@ def build_transformers_model(kind: type[Any], device: str) -> Any:
     try:
         with torch.device(device):
             module = kind(kind.config_class())
-    except Exception as error:  # transformers may raise anything, also for a library that is not installed
+    except Exception as error:
+        why = INCOMPLETE_DEFAULTS.get(kind.__name__, str(error) if isinstance(error, ImportError) else "")
+        if not why:
+            raise
         raise ToastError(
             f"transformers cannot build a {kind.__name__}.",
-            f"transformers cannot build it with its default configuration: {' '.join(str(error).split())[:80]}",
+            f"transformers cannot build it with its default configuration: {' '.join(why.split()).split('. ')[0]}",
             code="backbone.cannot-steer",
         ) from error
     backbone = registry.wrap_model(module.eval(), library="transformers")
@@ -135,7 +156,7 @@ def count_transformers() -> Iterator[Outcome]:
     """Yield the outcome of every vision class of transformers."""
     for kind in list_transformers_classes():
         module = kind.__module__.split(".")[2]
-        yield build_outcome(kind.__name__, module, partial(build_transformers_model, kind, "meta"))
+        yield build_outcome(kind.__name__, module, partial(build_transformers_model, kind))
 
 
 def run_passes(backbone: Any) -> None:
@@ -194,7 +215,7 @@ def run_classes(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, str]]:
         torch.manual_seed(0)
         try:
             if each.model in classes:
-                backbone = build_transformers_model(classes[each.model], device)
+                backbone = build_default_model(classes[each.model], device)
             elif device == "cpu":
                 card = registry.load_backbone_card(each.model)
                 backbone = card.build(card.options(name=each.model, weights="none"))

@@ -101,10 +101,15 @@ class FeatureGraph:
         return GraphPart(self.cuts[first], result, tuple((node, tuple(released[node])) for node in nodes))
 
 
+class SeveralOutputsError(Exception):
+    """`forward_features` returns more than one value."""
+
+
 def trace_features(module: nn.Module, names: Sequence[str]) -> FeatureGraph:
     """Trace `forward_features` and find the values at which it can be cut.
 
     Raises:
+        SeveralOutputsError: It returns more than one value.
         Exception: Its code cannot be traced.
     """
     tracer = FeatureTracer(names)
@@ -113,7 +118,7 @@ def trace_features(module: nn.Module, names: Sequence[str]) -> FeatureGraph:
     (output,) = (node for node in graph.nodes if node.op == "output")
     result = output.args[0]
     if not isinstance(result, fx.Node):
-        raise TypeError("forward_features returns more than one value")
+        raise SeveralOutputsError
     outputs = {name: value.node for name, value in tracer.outputs.items() if isinstance(value, fx.Proxy)}
     return FeatureGraph(nodes, result, _find_cuts(nodes, result), outputs)
 

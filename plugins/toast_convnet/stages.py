@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from toast_cli.plugin import ToastError
-from toast_convnet.feature_graph import FeatureGraph, GraphPart, trace_features
+from toast_convnet.feature_graph import FeatureGraph, GraphPart, SeveralOutputsError, trace_features
 from toast_convnet.map_format import MapFormat, find_map_format
 
 MIN_STAGES = 3
@@ -79,14 +79,18 @@ def cut_into_stages(module: Any, size: tuple[int, int]) -> StagedNetwork:
         raise refuse(name, "timm declares no stages for it (feature_info).")
     try:
         graph = trace_features(module, [info["module"] for info in declared])
-    except Exception as error:  # code that cannot be traced may raise anything
-        reason = " ".join(str(error).split())[:160]
-        raise refuse(name, f"Its forward pass cannot be cut into stages: {type(error).__name__}: {reason}") from error
+    except SeveralOutputsError as error:
+        raise refuse(name, "It ends with more than one map, and features are selected from a single one.") from error
+    except fx.proxy.TraceError as error:
+        why = "Its forward pass depends on the values of tensors or loops over them, so it cannot be cut into stages."
+        raise refuse(name, why) from error
+    except Exception as error:  # any other error of foreign code is no verdict on the network
+        raise _build_unknown_error(name, "cannot be traced", error) from error
     try:
         run = _run_without_data(copy_without_data(module), graph, size)
-    except Exception as error:  # a network may raise anything on a size that it is not made for
-        reason = " ".join(str(error).split())[:160]
-        raise refuse(name, f"It does not run on images of {size[0]} × {size[1]} pixels: {reason}") from error
+    except Exception as error:  # any error of foreign code is no verdict on the network
+        what = f"does not run on images of {size[0]} × {size[1]} pixels"
+        raise _build_unknown_error(name, what, error) from error
     return _build_stages(name, declared, graph, run, size)
 
 
@@ -97,6 +101,16 @@ def refuse(name: str, reason: str) -> ToastError:
         f"TOAST adds its signals to the maps between stages. {reason}",
         "Choose a network with stages, such as resnet50 or convnext_t, or a vision transformer.",
         code="backbone.cannot-steer",
+    )
+
+
+def _build_unknown_error(name: str, what: str, error: Exception) -> ToastError:
+    """Return the error of a network that fails in a way that says nothing about whether it can be steered."""
+    return ToastError(
+        f"This {name} {what}.",
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "Choose a network with stages, such as resnet50 or convnext_t, or a vision transformer.",
+        code="backbone.cannot-run",
     )
 
 

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, Trace
+from toast_cli.plugin import Backbone, Level, Preprocessing, Readout, Signal, State, ToastError, Trace
 from toast_hf_vision.structure import build_unsteerable_error, count_class_tokens, find_structure
 from toast_transformers.attention_maps import record_layer_attention
 from toast_transformers.layers import LayerInputRecorder, steer_value_projection
+
+PACKING_ARGUMENTS = frozenset({"grid_thw", "target_sizes"})
+"""Arguments of models that read the patches of several images as one sequence: the rows and columns of each image."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,12 @@ class HfVisionBackbone(Backbone):
         # Older attention classes compute attention by themselves, where no map can be recorded.
         self.has_attention = bool(module._supports_attention_backend)
         self._arguments = frozenset(signature(module.forward).parameters)
+        if packed := PACKING_ARGUMENTS & self._arguments:
+            raise build_unsteerable_error(
+                module,
+                f"It reads the patches of images of different sizes as one sequence ({', '.join(sorted(packed))}), and "
+                "toast gives every model a batch of images of one size.",
+            )
         mask_token = getattr(module.get_submodule("embeddings"), "mask_token", None)
         self.unused_parts = (
             *([] if self._has_own_pooler else filter(None, [getattr(module, "pooler", None)])),
@@ -142,6 +151,13 @@ class HfVisionBackbone(Backbone):
             context = state.context
             out = layer(state.hidden, *context.positional[index], **context.keywords[index])
         return State(out[0] if isinstance(out, tuple) else out, context)
+
+    def restore(self, hidden: Tensor) -> State:
+        """Return the state of cached tokens `[B, N, d]`.
+
+        The other inputs of layers depend on the number and the size of the images, and are those of empty images.
+        """
+        return State(hidden, self.enter(self._make_images(len(hidden))).context)
 
     def value_weight(self, index: int) -> Tensor:
         """Return `W_V`, `[values, d]`."""
@@ -233,16 +249,22 @@ class HfVisionBackbone(Backbone):
         """Return the state before the first layer for an empty image.
 
         Raises:
-            ToastError: The model does not take images of the preprocessed size.
+            ToastError: The model does not run on images of the preprocessed size.
         """
         images = self._make_images(1)
         try:
             self._returns_tuples = isinstance(self._run_first_layer(images), tuple)
             return self.enter(images)
-        except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+        except ToastError:
+            raise
+        except Exception as error:  # any error of foreign code is no verdict on the network
             height, width = self.require_preprocessing().image_size
-            why = f"It does not read RGB images of {height} × {width} pixels: {' '.join(str(error).split())[:200]}"
-            raise build_unsteerable_error(self.module, why) from error
+            raise ToastError(
+                f"{type(self.module).__name__} does not run on an RGB image of {height} × {width} pixels.",
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                "Check backbone.image_size, or choose a ViT, DINOv2, DINOv3, SigLIP or CLIP model.",
+                code="backbone.cannot-run",
+            ) from error
 
     def _run_first_layer(self, images: Tensor) -> Any:
         """Return what the first layer returns: its hidden state, or, in older models, a tuple that starts with it."""

@@ -78,6 +78,10 @@ class MaxxVitBackbone(StagedTransformer):
         """Return the value rows of the projections, `[values, C]`, or None for convolutions and pooled maxima."""
         return self.parts[index].value_weight()
 
+    def steers_values(self, index: int) -> bool:
+        """Return whether the level is attention, also if its signal is pooled by maxima."""
+        return not isinstance(self.parts[index], ConvolutionPart)
+
     def leave(self, state: State) -> Readout:
         """Return `z` `[B, d, H, W]`, the normalized map, and the model's own pooled features `[B, d]`."""
         z, head = self.module.norm(state.hidden), self.module.head

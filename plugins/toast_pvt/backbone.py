@@ -121,6 +121,10 @@ class PvtBackbone(StagedTransformer):
             return None
         return _find_values(block.attn).value_weight
 
+    def steers_values(self, index: int) -> bool:
+        """Return whether the level has no down-sampling: a reduced map is steered at the values, too."""
+        return self.downsamples[index] is None
+
     def leave(self, state: State) -> Readout:
         """Return the last map `[B, d, H, W]`, which is normalized, and the model's own pooled features `[B, d]`."""
         z = state.hidden

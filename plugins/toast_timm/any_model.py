@@ -58,7 +58,7 @@ def _find_family(module: nn.Module, model: str) -> Backbone:
     try:
         backbone: Backbone | None = wrap_model(module, library="timm")
     except ToastError as error:
-        if error.code != "backbone.cannot-steer" or not explain_refusal(module):
+        if error.code not in ("backbone.cannot-steer", "backbone.cannot-run") or not explain_refusal(module):
             raise
         backbone, refusal = None, error
     if backbone is None:

@@ -128,6 +128,10 @@ class FlatTransformer(TimmBackbone):
                 trace.mismatch[index] = torch.stack(recorder.mismatches).amax()
         return State(hidden, None if context.shared is None else BlockContext(context.shared))
 
+    def restore(self, hidden: Tensor) -> State:
+        """Return the state of cached tokens `[B, N, d]`."""
+        return State(hidden, self.get_context(State(hidden)))
+
     def keep(self, state: State, index: int) -> State:
         """Cache the projections of the first steered block, which has the same tokens in both passes.
 

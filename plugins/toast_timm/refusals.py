@@ -7,10 +7,11 @@ from typing import Any
 NO_FORM = {
     "MlpMixer": "Its tokens are mixed by layers over positions: there is no attention whose values could carry a "
     "signal, and no stage that changes the resolution, which a deconvolution could undo.",
-    "ConvMixer": "All of its blocks keep one resolution: there is no attention whose values could carry a signal, and "
-    "no stage that changes the resolution, which a deconvolution could undo.",
     "CrossVit": "It runs two sequences of tokens with different patch sizes that exchange their class tokens: a level "
     "has no single input that one signal could be added to.",
+    "MobileNetV5Encoder": "It is the encoder of a language model, and has no pooled features of an image to classify.",
+    "MobileNetV5": "It ends with a fusion of the maps of two stages: there is no single last map to select features "
+    "of.",
     "TNT": "Its blocks run a sequence of pixels inside of every patch and a sequence of patches: a level has no single "
     "input that one signal could be added to.",
     "CoaT": "Its last blocks run several resolutions side by side that exchange features: a level has no single input "
@@ -19,9 +20,14 @@ NO_FORM = {
 """Reasons by class for models that have no natural form of the paper's construction."""
 
 NO_PLUGIN = {
-    "VisionTransformerSAM": "Its attention is inside of windows, with positions that depend on the queries, and no "
-    "plugin for its values exists yet.",
-    "ConVit": "Its blocks have values of their own, but no plugin for its gated attention exists yet.",
+    "VisionTransformerSAM": "Most of its blocks attend inside of windows, and all add position biases that are "
+    "computed from the queries. toast has no plugin for this attention yet.",
+    "ConVit": "Its first blocks mix attention by content with attention by position through a gate. toast has no "
+    "plugin for this attention yet.",
+    "PoolingVisionTransformer": "It carries class tokens beside a map that becomes smaller from stage to stage, so "
+    "that a level is neither a sequence of tokens nor a map. toast has no plugin for it yet.",
+    "Twins": "Its blocks attend inside of windows or to a reduced map, with position encodings by a convolution "
+    "between them. toast has no plugin for them yet.",
 }
 """Reasons by class for models that could be steered by a plugin that does not exist."""
 
@@ -30,5 +36,8 @@ def explain_refusal(module: Any) -> str:
     """Return why no plugin steers a model of timm; empty if no reason is recorded."""
     name = type(module).__name__
     if name == "CoaT" and not getattr(module, "parallel_blocks", None):
-        return "Its serial blocks have values of their own, but no plugin for its factorized attention exists yet."
+        return (
+            "Its attention is factorized: keys and values are multiplied first, and a convolution of the values is "
+            "added as a position encoding. toast has no plugin for this attention yet."
+        )
     return NO_FORM.get(name) or NO_PLUGIN.get(name, "")

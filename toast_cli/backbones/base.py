@@ -228,9 +228,9 @@ class Backbone(ABC):
     (UsageError: it does not know them), or is None if models of this kind have none. `level_modules` are the parts of
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
     `steering_error` is why the network cannot be steered; it then has no levels, and takes methods with one pass.
-    `signal_entry` says in a few words where a signal enters; None: at the values for levels with a `value_weight`, at
-    the input of the level for others. `normalization_note` is a sentence for weights from a file: where the mean and
-    std of `preprocessing` come from. None: the file's own configuration or that of the published weights.
+    `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level.
+    `normalization_note` is a sentence for weights from a file: where the mean and std of `preprocessing` come from.
+    None: the file's own configuration or that of the published weights.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
     again, except for its weights perhaps; None if there is none. `unused_parts` are modules that no pass runs, such as
@@ -352,6 +352,13 @@ class Backbone(ABC):
         """
         return state
 
+    def restore(self, hidden: Tensor) -> State:
+        """Return the state of cached hidden tensors `[B, ...]`, whose images are not read again.
+
+        The images had the preprocessed size. A family whose levels need more than the hidden state computes it here.
+        """
+        return State(hidden)
+
     def conclude(self, state: State, signal: Signal | LazySignal | None = None) -> Tensor:
         """Return the pooled features, given the state before the last level.
 
@@ -371,6 +378,14 @@ class Backbone(ABC):
         """Return the number of rows of `value_weight`, or None. A family whose weights are expensive overrides it."""
         weight = self.value_weight(index)
         return None if weight is None else len(weight)
+
+    def steers_values(self, index: int) -> bool:
+        """Return whether a signal enters a level at its values alone, so that queries and keys do not change.
+
+        Otherwise it is added to the input of the level. By default, levels with a `value_weight` are steered at the
+        values. A family overrides it if signals reach some values in another way than through one matrix.
+        """
+        return self.value_width(index) is not None
 
     def authors(self, tensors: Mapping[str, Tensor]) -> AuthorsCheckpoint:
         """Sort the tensors of a checkpoint of the authors' code.

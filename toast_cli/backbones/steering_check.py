@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 LARGEST_RANDOM_BUILD = 100_000_000
 """Parameters up to which a model that cannot be built on the meta device is built with random weights."""
 
-AT_THE_VALUES = "the input of the value projection of every level; queries and keys do not change"
-AT_THE_INPUT = "the input of every level"
+AT_THE_VALUES = "the input of the value projection of {levels}; queries and keys do not change"
+AT_THE_INPUT = "the input of {levels}"
+BEFORE_DOWNSAMPLING = "the input of {levels}, before the down-sampling; from there they reach the whole level"
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,27 @@ def describe_signal_entry(backbone: Backbone) -> str:
     """Return where signals enter a backbone, in a few words."""
     if backbone.signal_entry is not None:
         return backbone.signal_entry
-    return AT_THE_INPUT if backbone.value_weight(0) is None else AT_THE_VALUES
+    at_values = [backbone.steers_values(index) for index in range(len(backbone.levels))]
+    if not any(at_values):
+        return AT_THE_INPUT.format(levels="every level")
+    groups: dict[str, list[int]] = {}
+    for number, (level, at_value) in enumerate(zip(backbone.levels, at_values, strict=True), 1):
+        place = AT_THE_VALUES if at_value else BEFORE_DOWNSAMPLING if level.stride > 1 else AT_THE_INPUT
+        groups.setdefault(place, []).append(number)
+    named = {place: _format_numbers(numbers) if len(groups) > 1 else "every level" for place, numbers in groups.items()}
+    return "; and ".join(place.format(levels=levels) for place, levels in named.items())
+
+
+def _format_numbers(numbers: Sequence[int]) -> str:
+    """Return increasing numbers of levels in words, such as "levels 1-3 and 5"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    *most, last = ("-".join(map(str, ends)) for ends in ranges)
+    return f"level{'s' * (len(numbers) > 1)} {', '.join(most)}{' and ' * bool(most)}{last}"
 
 
 def build_without_weights(card: Card, name: str) -> Backbone:
@@ -138,20 +160,30 @@ def build_without_weights(card: Card, name: str) -> Backbone:
     try:
         with torch.device("meta"):
             return card.build(options)
-    except ToastError:
-        raise
     except Exception as error:  # code that needs the values of a tensor may raise anything
+        if isinstance(error, ToastError) and not needs_tensor_values(error):
+            raise
+        why = " ".join(str(error).split())[:200]
         if created > LARGEST_RANDOM_BUILD:
             raise ToastError(
                 f"'{name}' cannot be checked without its weights.",
-                f"It cannot be built on the meta device ({type(error).__name__}: {error}), and is too large to be "
-                "built for this check.",
+                f"It cannot be built on the meta device ({type(error).__name__}: {why}), and is too large to "
+                "be built for this check.",
                 "Try it: toast tune --dry-run builds it with its weights.",
                 code="backbone.cannot-check",
             ) from error
     finally:
         handle.remove()
     return card.build(options)
+
+
+def needs_tensor_values(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, comes from reading values of a tensor on the meta device."""
+    while error is not None:
+        if isinstance(error, (RuntimeError, NotImplementedError)) and "meta tensor" in str(error).lower():
+            return True
+        error = error.__cause__
+    return False
 
 
 def _format_levels(levels: tuple[Level, ...]) -> list[str]:

@@ -57,7 +57,7 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
     elif has_dynamic_image_size(model):
         dynamic |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
-        with torch.no_grad(), suppress_exporter_logs(), _FourDimensionalAttention():
+        with torch.no_grad(), suppress_exporter_logs(), _ConvertibleOperations():
             return torch.export.export(graph, (), kwargs=named, dynamic_shapes=dict.fromkeys(named, dynamic))
     except Exception as error:  # tracing an arbitrary network can raise anything
         raise ToastError(
@@ -68,14 +68,17 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
         ) from error
 
 
-class _FourDimensionalAttention(TorchFunctionMode):
-    """Compute fused attention on `[B, heads, N, d]` inside the block, whatever dimensions precede these.
+class _ConvertibleOperations(TorchFunctionMode):
+    """Replace operations that the conversion to ONNX does not know by equal ones inside the block.
 
-    The conversion to ONNX knows no other form. Hiera's attention has windows beside the batch.
+    It knows fused attention on `[B, heads, N, d]` alone; Hiera's attention has windows beside the batch. Checks of all
+    elements of a tensor, as in SigLIP 2 of transformers, use an operation of their own.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.Tensor._is_all_true:
+            return args[0].all()
         if func is not F.scaled_dot_product_attention or len(args) != 3 or args[0].ndim <= 4:
             return func(*args, **kwargs)
         leading = args[0].shape[:-3]

@@ -328,7 +328,7 @@ def _start_second_pass(backbone: Backbone, inputs: Any, hidden: Tensor | None) -
     """Return the initial state of the second pass: the embedded input, or the output of the shared levels."""
     if inputs is None:
         assert hidden is not None
-        return State(hidden)
+        return backbone.restore(hidden)
     state = backbone.again(backbone.enter(inputs), inputs)
     return state if hidden is None else replace(state, hidden=hidden)
 
