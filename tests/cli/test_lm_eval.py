@@ -170,12 +170,16 @@ def test_runs_are_evaluated_on_a_task_file(here: Path, tasks: Path, merged: tupl
 
 def test_the_command_line_of_the_harness_knows_the_model(here: Path, tasks: Path) -> None:
     run = tuned_on_texts(here, "run")
-    program = [sys.executable, "-m", "toast_cli.evaluation.harness.language_model", "--model", "toast"]
+    start = "from toast_cli.evaluation.harness.tasks import run_harness; run_harness()"
+    program = [sys.executable, "-c", start, "--model", "toast"]
     program += ["--model_args", f"run={run}", "--tasks", "local_words", "--include_path", str(tasks), "--device", "cpu"]
     done = subprocess.run(
         [*program, "--output_path", str(here / "out")], capture_output=True, text=True, timeout=300, env={**os.environ}
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    program[program.index("--model_args") + 1] = "run=nothing"
+    wrong = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert wrong.returncode == 1 and "Error: There is no run" in wrong.stderr and "Traceback" not in wrong.stderr
     assert "local_words" in done.stdout
     (written,) = (here / "out").rglob("results*.json")
     own = toast("eval", "--tasks", "local_words", "--tasks-path", tasks, "--run", run, "--device", "cpu", "--json")

@@ -68,14 +68,3 @@ class HarnessModel(HFLM):
             max_length=max_length or writer.limits.window,
             **settings,
         )
-
-
-def run_harness() -> None:
-    """Run the command line of the harness, in which `--model toast --model_args run=RUN` is known."""
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
-
-
-if __name__ == "__main__":
-    run_harness()

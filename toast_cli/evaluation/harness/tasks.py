@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -44,10 +45,23 @@ def require_harness() -> None:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise ToastError(
-            "--tasks needs the package lm-eval.",
+            "The package lm-eval is not installed.",
             what_to_do='pip install "toast-tune[lm-eval]".',
             code="cli.missing-package",
         ) from error
+
+
+def run_harness() -> None:
+    """Run the command line of the harness, in which `--model toast --model_args run=RUN` is known."""
+    try:
+        require_harness()
+        from lm_eval.__main__ import cli_evaluate
+
+        import toast_cli.evaluation.harness.language_model  # noqa: F401  # registers the model
+
+        cli_evaluate()
+    except ToastError as error:
+        sys.exit(f"Error: {error}")
 
 
 def find_tasks(request: HarnessRequest) -> tuple[Any, list[str]]:
