@@ -152,6 +152,7 @@ def list_idle_parts(name: str) -> set[str]:
         return set()
     card = registry.load_backbone_card(name)
     backbone = card.build(card.options(name=name, weights="none"))
+    backbone.module.requires_grad_(True)
     head = backbone.output()
     assert head is not None
     head(plain(backbone, inputs_of(backbone)).pooled).exp().sum().backward()
