@@ -24,5 +24,5 @@ class LlamaOptions(BackboneOptions):
         None,
         examples=["nf4"],
         description="store the frozen linear layers of the decoder in 8 or 4 bits; the other weights keep dtype; needs "
-        "the extra toast-tune[quantize]",
+        "torchao (int8, int4) or bitsandbytes (nf4)",
     )

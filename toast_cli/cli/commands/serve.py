@@ -43,7 +43,7 @@ def run_serve(
             raise
         raise ToastError(
             f"The server needs the library '{error.name}'.",
-            what_to_do='Run: pip install "toast-tune[serve]"',
+            what_to_do='Run: pip install "fastapi>=0.121" "uvicorn>=0.38"',
             code="cli.missing-package",
         ) from error
     run_server(

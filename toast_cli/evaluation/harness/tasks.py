@@ -46,7 +46,7 @@ def require_harness() -> None:
     except ImportError as error:
         raise ToastError(
             "The package lm-eval is not installed.",
-            what_to_do='pip install "toast-tune[lm-eval]".',
+            what_to_do='pip install "lm-eval>=0.4.13".',
             code="cli.missing-package",
         ) from error
 
