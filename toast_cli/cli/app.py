@@ -54,7 +54,6 @@ NOISY_LOGGERS = ("bitsandbytes", "torch.utils._pytree")
 of calls of another library."""
 
 
-
 class ToastGroup(CommandGroup):
     """The root command group, which handles the errors of every command."""
 
