@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from toast_cli.plugin import ToastError, UsageError, refuse_lfs_pointers, require_regular_file
 from toast_llama.backbone import LlamaBackbone
+from toast_llama.decoder import find_body
 from toast_llama.language_model import LanguageModelBackbone
 from toast_llama.one_pass import OnePassBackbone
 from toast_llama.options import LlamaOptions
@@ -69,18 +70,34 @@ def build_llama(
             raise build_missing_config_error(folder)
         place = str(folder)
     config = _load_config(place)
-    text = {"config": config.get_text_config()} if text_only else {}
     try:
         if options.quantize is not None:
             _require_unquantized(config, place, options.quantize)
-            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False, **text)
+            module = load_quantized_model(place, options.quantize, dtype=dtype, trust_remote_code=False)
         else:
-            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **text)
+            module = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
     except ToastError:
         raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
+    if text_only:
+        module = _take_language_model(module)
     return build_language_backbone(module, *load_tokenizer(place))
+
+
+def _take_language_model(whole: PreTrainedModel) -> PreTrainedModel:
+    """Return the language model of a model that also takes images, with its weights; one without a tower as it is."""
+    config = whole.config.get_text_config()
+    if config is whole.config:
+        return whole
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)
+    body, head = find_body(module), module.get_output_embeddings()
+    parts = {id(part): name for name, part in module.named_modules()}
+    module.set_submodule(parts[id(body)], find_body(whole))
+    module.set_submodule(parts[id(head)], whole.get_output_embeddings())
+    module.generation_config = whole.generation_config
+    return module.train(whole.training)
 
 
 def build_language_backbone(

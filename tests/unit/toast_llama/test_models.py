@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -20,6 +21,7 @@ from toast_cli import registry
 from toast_cli.backbones.base import Backbone
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_llama.backbone import LlamaBackbone
+from toast_llama.cards import build_language_card
 from toast_llama.loading import build_language_backbone
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
@@ -121,3 +123,18 @@ def test_another_kind_of_cache_is_refused_and_the_usual_one_is_not() -> None:
         writer.generate(prompt, max_new_tokens=2, cache_implementation="static")
     assert refused.value.code == "backbone.unsupported-cache"
     assert writer.generate(prompt, max_new_tokens=2, pad_token_id=0, cache_implementation="dynamic").shape == (1, 5)
+
+
+@torch.no_grad()
+def test_only_the_language_model_of_a_source_with_images_is_loaded_with_the_same_weights(tmp_path: Path) -> None:
+    text = {**build_tiny_config("gemma3_text").to_dict(), "model_type": "gemma3_text"}
+    sight = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(text_config=text, vision_config={**sight, "image_size": 28, "patch_size": 14})
+    torch.manual_seed(0)
+    whole = AutoModelForCausalLM.from_config(config)
+    whole.save_pretrained(tmp_path)
+    card = build_language_card("lm:gemma", str(tmp_path), text_only=True)
+    backbone = card.build(card.options(name=card.name))
+    assert type(backbone.module).__name__ == "Gemma3ForCausalLM"
+    inputs = backbone.example(1)
+    assert torch.allclose(backbone.module(**inputs).logits, whole.eval()(**inputs).logits, atol=1e-5)
