@@ -127,7 +127,6 @@ class _QuantizeLayer(ConversionOps):
         (found,) = input_dict.values()
         model, full_name, missing = (context[name] for name in ("model", "full_layer_name", "missing_keys"))
         name = full_name.removesuffix(".weight")
-        # The weight is not given to the plain layer, which lives until all weights are read.
         weight = found[0] if isinstance(found, list) else found
         quantized: Any = QuantizedLinear.from_weight(weight, model.get_submodule(name).bias, self.kind)
         quantized._is_hf_initialized = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -126,6 +127,22 @@ def test_layers_are_quantized_as_they_are_read(folders: dict[str, Path], family:
     assert not [name for name in config if "quant" in name], "an export would describe other weights"
     (note,) = [note for note in model.backbone.notes if kind in note]
     assert f"{LINEAR_LAYERS[family]} linear layers" in note
+
+
+def test_full_weights_are_freed_while_others_are_read(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, alive = {(64, 32), (32, 64), (32, 32), (16, 32)}, list[int]()
+    quantize = QuantizedLinear.from_weight
+
+    def count_weights(*arguments: Any) -> QuantizedLinear:
+        tensors = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+        alive.append(sum(not each.is_meta and each.is_floating_point() and each.shape in shapes for each in tensors))
+        return quantize(*arguments)
+
+    monkeypatch.setattr(QuantizedLinear, "from_weight", count_weights)
+    build_model(recipe_of(folders["llama"], "nf4", "lora"), ())
+    assert len(alive) == LINEAR_LAYERS["llama"] and max(alive) - alive[0] <= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
