@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from tests import causal_models
 from toast_cli import registry
 from toast_cli.steering.steering import Steering, run_two_passes
 from toast_llama.generation import TwoPassLanguageModel
-from toast_llama.kv_cache import GrowingLayer, TwoPassCache
+from toast_llama.kv_cache import TwoPassCache
 
 MODELS = Path(__file__).parent.parent.parent / "contract" / "language_models"
 PROMPTS = torch.tensor([[0, 0, 5, 11, 2], [7, 8, 9, 10, 11]])
@@ -120,31 +119,3 @@ def test_a_stop_token_ends_it(writer: TwoPassLanguageModel) -> None:
     stop = int(free[0, 6])
     ended = writer.generate(PROMPTS[1:], max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=stop)
     assert ended.shape[1] <= 7 and int(ended[0, -1]) == stop
-
-
-@torch.no_grad()
-def test_a_growing_layer_holds_what_transformers_layer_holds_and_copies_nothing() -> None:
-    growing, plain = GrowingLayer(), DynamicLayer()
-
-    def update(tokens: int, batch: int = 3) -> None:
-        keys, values = torch.randn(batch, 2, tokens, 4), torch.randn(batch, 2, tokens, 5)
-        pairs = zip(growing.update(keys, values), plain.update(keys, values), strict=True)
-        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-    for tokens in (7, 1, 1):
-        update(tokens)
-    place = growing.keys.data_ptr()
-    for tokens in (1, 3, 1):
-        update(tokens)
-    assert growing.keys.data_ptr() == place
-    for layer in (growing, plain):
-        layer.crop(-2)
-    update(1)
-    for layer in (growing, plain):
-        layer.batch_select_indices(torch.tensor([2, 0]))
-    for tokens in (1, 60, 1):
-        update(tokens, 2)
-    for layer in (growing, plain):
-        layer.reset()
-    update(2, 1)
-    update(1, 1)
