@@ -4,14 +4,17 @@
     python benchmarks/language_rates.py grid --out runs/rates --models stories260k runs/small-models/{code,prose}
     python benchmarks/language_rates.py test --out runs/rates --models ...
     python benchmarks/language_rates.py longer --out runs/rates --models ...
+    python benchmarks/language_rates.py ends --out runs/rates --models ...
     python benchmarks/language_rates.py table --out runs/rates
 
 The tasks: `docstrings` (what does a function of the standard library do), `glosses` (what is a heron; WordNet's
 definitions, as timm has them), and `facts` (made sentences with a question about one of them). `grid` climbs a ladder
 of rates, with the first seed, from a middle step until the validation loss has a neighbour on both sides that is worse.
 `test` trains at the best rate of each cell with every seed and evaluates the test split once for each. `longer` trains
-at the best rate for twice as many epochs. All other settings are those of the recipe that toast uses. Every run is a
-line of results.jsonl below --out; a run that has a line is not repeated, so commands can be stopped and started again.
+at the best rate for twice as many epochs. `ends` trains at the recommended rate with the output rows of the end tokens
+frozen, as the other commands do, and trained (`task.end_tokens=auto`), and measures the loss without the end. All other
+settings are those of the recipe that toast uses. Every run is a line of results.jsonl below --out; a run that has a
+line is not repeated, so commands can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -112,10 +115,11 @@ class Ledger:
         return line
 
 
-def list_overrides(texts: int) -> list[str]:
+def list_overrides(texts: int, end_tokens: str = "frozen") -> list[str]:
     count = texts + VALIDATION + TEST
     held_out = [f"dataset.val_fraction={VALIDATION / (texts + VALIDATION)}", f"dataset.test_fraction={TEST / count}"]
-    return [*held_out, "training.checkpoint_gradients=false", "training.eval_batch_size=50", "training.workers=0"]
+    fast = ["training.checkpoint_gradients=false", "training.eval_batch_size=50", "training.workers=0"]
+    return [*held_out, *fast, f"task.end_tokens={end_tokens}"]
 
 
 def train(
@@ -191,6 +195,31 @@ def measure_before(ledger: Ledger, cell: dict[str, Any], model: Path) -> None:
         for split in ("val", "test")
     )
     ledger.add({**key, "loss": float(val), "test": float(test)})
+
+
+def measure_ends(ledger: Ledger, cell: dict[str, Any], model: Path, seed: int) -> None:
+    """Print the test loss with and without the end of answers, with its output row frozen and trained."""
+    for ends in ("frozen", "auto"):
+        key = {**cell, "command": "ends", "end_tokens": ends, "seed": seed}
+        if not (found := ledger.find(**key)):
+            resolved = resolve_recipe(
+                backbone=f"llama:{model}",
+                dataset=f"alpaca:{write_task(cell['task'], cell['texts'], ledger.path.parent)}",
+                method=cell["method"].removesuffix("-late"),
+                seed=seed,
+                device="cpu",
+                overrides=[*list_overrides(cell["texts"], ends), *METHODS[cell["method"]][0]],
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                _, results = tune_model(resolved.recipe, Path(folder) / "run", Reporter())
+            found = [ledger.add({**key, "changes": [ends], "measured": results["test"]})]
+        test = found[0]["measured"]
+        print(
+            *cell.values(),
+            f"{ends}: loss {test['loss']:.3f}, without the end {test['loss_without_end']:.3f}, ended "
+            f"{test['end_accuracy']:.0%}",
+            flush=True,
+        )
 
 
 def iterate_cells(given: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
@@ -272,7 +301,7 @@ def print_table(ledger: Ledger) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["grid", "test", "longer", "table"])
+    parser.add_argument("command", choices=["grid", "test", "longer", "ends", "table"])
     parser.add_argument("--out", type=Path, required=True, help="folder for the texts and results.jsonl")
     parser.add_argument("--models", nargs="+", type=Path, default=[], help="folders of language models")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
@@ -290,6 +319,9 @@ def main() -> None:
         print_excess(ledger, given.seeds[0])
         return
     for cell, model in iterate_cells(given):
+        if given.command == "ends":
+            measure_ends(ledger, cell, model, given.seeds[0])
+            continue
         measure_before(ledger, cell, model)
         best = climb(ledger, cell, model, given.seeds[0])
         print(*cell.values(), f"rate {best['rate']:g}, validation loss {get_loss(best):.3f}", flush=True)

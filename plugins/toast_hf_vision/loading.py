@@ -33,6 +33,7 @@ from toast_hf_vision.preprocessing import read_preprocessing
 from toast_hf_vision.structure import build_unsteerable_error, find_encoder
 from toast_timm.hub_availability import use_offline_if_unreachable
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
+from toast_transformers.hub_lookup import require_model_source
 
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 
@@ -164,6 +165,7 @@ def _load_config(place: str) -> Any:
     Raises:
         ToastError: The configuration cannot be loaded.
     """
+    require_model_source("hf", place)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # the hub or a foreign folder may raise anything

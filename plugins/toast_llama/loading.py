@@ -30,6 +30,7 @@ from toast_llama.options import LlamaOptions
 from toast_llama.quantized_loading import load_quantized_model, quantize_model
 from toast_llama.tokenizer import load_tokenizer
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
+from toast_transformers.hub_lookup import require_model_source
 
 
 def build_llama(
@@ -247,6 +248,7 @@ def _load_config(source: str) -> Any:
     Raises:
         ToastError: The configuration cannot be loaded, or the model is not a decoder-only causal language model.
     """
+    require_model_source("llama", source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:

@@ -48,6 +48,9 @@ def test_a_language_model_is_tuned_and_found_again(here: Path, model: Path, data
     assert toast("export", "--run", run, "--what", "full", "--out", here / "full.safetensors").code == 0
     whole = toast("eval", "--run", here / "full.safetensors", "--json")
     assert json.loads(whole.out)["test"]["loss"] == pytest.approx(recorded["test"]["loss"], rel=1e-5)
+    assert f"toast generate --interactive --run {run}" in said.out and "toast predict" not in said.out
+    cut = toast("generate", "--run", run, "Say yes, 3.", "--max-new-tokens", "1")
+    assert "The answer was cut at the limit of new tokens (--max-new-tokens 1)." in cut.err
     streamed = toast("generate", "--run", run, "Say yes, 3.", "--max-new-tokens", "5")
     assert streamed.code == 0, streamed.err
     at_once = toast("generate", "--run", run, "Say yes, 3.", "--max-new-tokens", "5", "--json")

@@ -41,9 +41,7 @@ def test_the_extra_all_joins_every_extra_for_users() -> None:
     (joined,) = extras["all"]
     assert joined.startswith(f"{PROJECT['name']}[")
     names = joined.partition("[")[2].rstrip("]").split(",")
-    assert sorted(names) == sorted(
-        set(extras) - {"all", "dev", "docs", "trackers", "lm-eval"}
-    )
+    assert sorted(names) == sorted(set(extras) - {"all", "dev", "docs", "trackers", "lm-eval"})
 
 
 def test_workflows_only_run_targets_of_the_makefile_and_pinned_actions() -> None:

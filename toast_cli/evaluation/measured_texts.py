@@ -16,15 +16,16 @@ def describe_measured_texts(
 ) -> dict[str, Any]:
     """Return the entry `measured` of the results of an evaluation of texts; empty for images.
 
-    It has the number of `texts` of the `split`, of how many (`of`), and `notes` of the loaders, such as the number of
-    truncated texts.
+    It has the number of `texts` of the `split` that were measured, of how many of all splits (`of`), and `notes` of the
+    loaders, such as the number of truncated texts and of those that were left out.
     """
     if get_split_kind(data.splits[parts[0]]) not in TEXT_KINDS:
         return {}
     notes = [
         note if split == ALL_SPLITS else f"{part}: {note}" for part, each in loaders.items() for note in each.notes
     ]
-    texts, total = (sum(len(data.splits[part]) for part in each) for each in (parts, data.splits))
+    texts = sum(getattr(loaders[part], "conversations", None) or len(data.splits[part]) for part in parts)
+    total = sum(map(len, data.splits.values()))
     return {"measured": {"texts": texts, "of": total, "notes": notes}}
 
 

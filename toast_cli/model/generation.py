@@ -89,6 +89,8 @@ class TextGenerator:
         template: the chat template of the run; None passes the prompt to the model unchanged.
         notice: called with each notice for the user, before the answer.
 
+    `cut_answers` counts the answers of the last call that the limit of new tokens ended.
+
     Raises:
         UsageError: the backbone is not a language model.
         ToastError: the backbone has no tokenizer.
@@ -109,6 +111,7 @@ class TextGenerator:
         self.stop_text = find_end_text(self.tokenizer, template)
         self.template = template
         self.notice = notice
+        self.cut_answers = 0
         self._generator = generator
         self._device = next(model.parameters()).device
 
@@ -133,6 +136,7 @@ class TextGenerator:
                 what_to_do="Use num_beams=1.",
                 code="text.cannot-stream",
             )
+        self.cut_answers = 0
         return self._generate_texts([self.encode_prompt(turns)], settings, on_text)[0]
 
     @torch.no_grad()
@@ -157,6 +161,7 @@ class TextGenerator:
                 code="text.cannot-stream",
             )
         prompts = [self.encode_prompt(turns, f"Prompt {number}") for number, turns in enumerate(conversations, start=1)]
+        self.cut_answers = 0
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
@@ -244,8 +249,16 @@ class TextGenerator:
             chosen["max_new_tokens"] = self._limit_new_tokens(longest, chosen["max_new_tokens"])
         chosen["tokenizer"] = self.tokenizer  # for texts at which generation stops
         generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
-        answers = (takewhile(lambda token: token not in ends, row[longest:].tolist()) for row in generated)
-        texts = [self.tokenizer.decode(list(answer), skip_special_tokens=True) for answer in answers]
+        written = [row[longest:].tolist() for row in generated]
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
+        texts = [self.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+        if (limit := chosen.get("max_new_tokens")) is not None:
+            texts_of_stops = chosen.get("stop_strings") or ()
+            stops = (texts_of_stops,) if isinstance(texts_of_stops, str) else tuple(texts_of_stops)
+            self.cut_answers += sum(
+                len(answer) >= limit and not any(stop in text for stop in stops)
+                for answer, text in zip(answers, texts, strict=True)
+            )
         return texts if stop_text is None else [text.partition(stop_text)[0] for text in texts]
 
     def _set_stops(self, chosen: dict[str, Any]) -> tuple[frozenset[int], str | None]:

@@ -23,10 +23,13 @@ from toast_cli.methods.peft_injection import (
     merge_peft_layers_in_place,
     remove_peft_layers,
 )
+from toast_cli.model.answer_ends import find_answer_ends
 from toast_cli.recipe.schema import Recipe
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
 from toast_cli.tasks.base import EpochSelection, Objective
+from toast_cli.tasks.language import LanguageModeling
+from toast_cli.tasks.output_rows import disable_output_rows, merge_output_rows, remove_output_rows
 from toast_cli.utils.errors import ToastError, UsageError, require_type
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
@@ -70,6 +73,7 @@ class BuiltBackbone:
         shared = [*_list_tensors(self.backbone.module), *filter(None, [self.backbone.tokenizer])]
         backbone = deepcopy(self.backbone, {id(part): part for part in shared})
         remove_peft_layers(backbone.module)
+        remove_output_rows(backbone.module)
         return BuiltBackbone(backbone, self.stock)
 
     def copy(self) -> BuiltBackbone:
@@ -190,7 +194,8 @@ class PlainPass(nn.Module):
 
     def forward(self, inputs: Any) -> Tensor:
         """Return the logits of the plain pass."""
-        with disable_peft_layers(self.model.backbone.module):
+        network = self.model.backbone.module
+        with disable_peft_layers(network), disable_output_rows(network):
             return self.model.forward_plain(inputs)
 
 
@@ -227,6 +232,8 @@ def build_model(
     require_type(adapted, AdaptedModel, f"'build' of the method '{recipe.method.name}'", packages.get("method", ""))
     objective = plugins.task.build(recipe.task, backbone, classes)
     require_type(objective, Objective, f"'build' of the task '{recipe.task.name}'", packages.get("task", ""))
+    if isinstance(objective, LanguageModeling):
+        objective.ends = find_answer_ends(backbone.tokenizer, getattr(recipe.dataset, "template", None))
     if recipe.pretuning is None:
         objective.metrics = {
             name: partial(metric.build, classes) for name, metric in plugins.metrics.items() if metric.needs == "logits"
@@ -274,23 +281,27 @@ def fold_model(model: Model) -> Model:
 
 
 def merge_model(model: Model) -> Model:
-    """Return a copy of the model, for inference, with PEFT's layers merged into the weights of its backbone.
+    """Return a copy of the model, for inference, with PEFT's layers and trained output rows merged into its backbone.
 
     Raises:
         UsageError: the PEFT layers cannot be merged.
     """
     merged = deepcopy(model).eval()
     merge_peft_layers_in_place(merged.backbone.module)
+    merge_output_rows(merged.backbone.module, untie=True)
     return merged.requires_grad_(False)
 
 
 def get_merged_state_dict(model: Model) -> dict[str, Tensor]:
-    """Return the backbone's tensors by their names in its library, with PEFT layers merged; tied weights appear once.
+    """Return the backbone's tensors by their names in its library, with PEFT layers and trained output rows merged.
+
+    Tied weights appear once.
 
     Raises:
-        UsageError: the PEFT layers cannot be merged.
+        UsageError: the PEFT layers or the output rows cannot be merged.
     """
     network = merge_peft_layers(model.backbone.module)
+    merge_output_rows(network)
     state = network.state_dict()
     names = (name for name, _ in (*network.named_parameters(), *network.named_buffers()))
     return {name: state[name] for name in names if name in state}
@@ -319,7 +330,8 @@ def count_flops(model: Model) -> dict[str, Any]:
     try:
         with FlopCounterMode(display=False) as adapted_flops:
             model(example)
-        with disable_peft_layers(model.backbone.module), FlopCounterMode(display=False) as plain_flops:
+        network = model.backbone.module
+        with disable_peft_layers(network), disable_output_rows(network), FlopCounterMode(display=False) as plain_flops:
             model.forward_plain(example)
     finally:
         for weight in trained:

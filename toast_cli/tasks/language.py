@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,9 +24,15 @@ PROBE_TOKENS = 17
 
 
 class LanguageModelingOptions(NamedOptions):
-    """Options of language modelling, which has none."""
+    """Options of language modelling."""
 
     name: Literal["language"] = Field("language", description="the task")
+    end_tokens: Literal["frozen", "auto", "trained"] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        "frozen",
+        examples=["auto"],
+        description="output rows of the tokens that end answers: trained, frozen, or auto, which trains those that the "
+        "model was never trained on; a run records their numbers",
+    )
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,15 +79,67 @@ class LanguageMeter(Meter):
         }
 
 
+class AnswerMeter(LanguageMeter):
+    """Also how often the model predicts the end of an answer at its place, and the loss of all other tokens.
+
+    Args:
+        ends: The sequences of tokens that end answers.
+    """
+
+    def __init__(self, ends: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.ends = tuple(ends)
+        self.sums |= {"end_loss": 0.0, "end_tokens": 0, "answers": 0, "ended": 0}
+
+    def add(self, outputs: Tensor, batch: Mapping[str, Any]) -> None:
+        """Add logits `[B, N, V]` with labels `batch["labels"]` `[B, N]`."""
+        from torch.nn import functional as F
+
+        super().add(outputs, batch)
+        labels, logits = batch["labels"][:, 1:], outputs[:, :-1]
+        for end in self.ends:
+            if labels.shape[1] < len(end):
+                continue
+            windows = labels.unfold(1, len(end), 1)  # [B, N - n, n]
+            rows, starts = (windows == windows.new_tensor(end)).all(-1).nonzero(as_tuple=True)
+            places = starts[:, None] + starts.new_tensor(range(len(end)))
+            chosen = logits[rows[:, None], places]  # [answers, n, V]
+            target = windows.new_tensor(end).expand(len(rows), -1)
+            self.sums["end_loss"] += F.cross_entropy(
+                chosen.flatten(0, 1).float(), target.flatten(), reduction="sum"
+            ).item()
+            self.sums["ended"] += int((chosen.argmax(-1) == target).all(-1).sum())
+            self.sums["answers"] += len(rows)
+            self.sums["end_tokens"] += target.numel()
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of texts; if there are ends of answers, also `end_accuracy`, their number (`answers`), and
+        `loss_without_end`, the loss per token of all other tokens.
+        """
+        found, others = super().result(), self.sums["tokens"] - self.sums["end_tokens"]
+        if not self.sums["answers"] or others <= 0:
+            return found
+        return {
+            **found,
+            "answers": self.sums["answers"],
+            "end_accuracy": self.sums["ended"] / self.sums["answers"],
+            "loss_without_end": (self.sums["loss"] - self.sums["end_loss"]) / others,
+        }
+
+
 def count_target_tokens(batch: Mapping[str, Any]) -> int:
     """Return the number of predicted tokens: all labels except the first, which has no preceding token."""
     return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
 
 class LanguageModeling(Objective):
-    """Next-token prediction with the model's own output layer."""
+    """Next-token prediction with the model's own output layer.
+
+    `ends` are the sequences of tokens that end answers; none for documents.
+    """
 
     target = "text"
+    ends: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, head: nn.Module) -> None:
         self.head = head
@@ -110,14 +168,20 @@ class LanguageModeling(Objective):
         """Return a new meter of loss and perplexity."""
         return LanguageMeter()
 
+    def evaluation_meter(self) -> LanguageMeter:
+        """Return a new meter that also measures the ends of answers, if it is known what ends them."""
+        return AnswerMeter(self.ends) if self.ends else LanguageMeter()
+
 
 def build_language_modeling(
     options: LanguageModelingOptions, backbone: Backbone, classes: tuple[str, ...]
 ) -> LanguageModeling:
     """Build the objective with the backbone's own head, which is trained only by methods that train the backbone.
 
+    The output rows of the tokens that `end_tokens` lists are trained.
+
     Raises:
-        UsageError: The backbone is not a language model.
+        UsageError: The backbone is not a language model, or has no such output rows.
     """
     head = backbone.output()
     if head is None:
@@ -126,6 +190,10 @@ def build_language_modeling(
             what_to_do="Choose a language model: llama:<model>.",
             code="task.not-a-language-model",
         )
+    if options.end_tokens and not isinstance(options.end_tokens, str):
+        from toast_cli.tasks.output_rows import add_output_rows
+
+        add_output_rows(backbone.module, options.end_tokens)
     return LanguageModeling(head)
 
 

@@ -23,6 +23,8 @@ from toast_cli.model.model import Model, build_model, count_elements, count_flop
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
+from toast_cli.tasks.output_rows import add_output_rows
+from toast_cli.training.automatic.end_tokens import EndTokenChoice, choose_end_tokens
 from toast_cli.training.automatic.recommended_rates import (
     RateChoice,
     find_recommended_rate,
@@ -47,7 +49,8 @@ class Session:
     """The opened data, the model and the accelerator of a recipe, before anything is trained or written.
 
     `start` is the earlier model that the weights come from, if there is one (`init_from`). `rate` is the choice of the
-    learning rate if it was `recommended`; the recipe has its number.
+    learning rate if it was `recommended`; the recipe has its number. So it has those of the end tokens whose output
+    rows are trained, by the choice `ends`.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class Session:
     accelerator: Accelerator
     start: Start | None = None
     rate: RateChoice | None = None
+    ends: EndTokenChoice = field(default_factory=EndTokenChoice)
     _packing_is_checked: bool = field(default=False, init=False, repr=False)
 
     @property
@@ -105,9 +109,10 @@ class Session:
         }
 
     def describe_choices(self) -> list[str]:
-        """Return notes on the backbone, the adapted layers of a language model, and a recommended learning rate."""
+        """Return notes on the backbone, the adapted layers and end tokens of a language model, and a recommended rate."""
         method = self.model.adapted.notes if self.model.objective.target == "text" else ()
-        return [*self.describe_backbone(), *method, *([] if self.rate is None else [self.rate.message])]
+        rate = [] if self.rate is None else [self.rate.message]
+        return [*self.describe_backbone(), *method, *self.ends.notes, *rate]
 
     def set_recommended_rate(self) -> None:
         """Set the learning rate of the recipe to the recommended one."""
@@ -206,6 +211,7 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         )
     set_seed(recipe.seed)
     model = build_model(recipe, data.classes)
+    recipe, ends = _train_end_tokens(model, recipe)
     require_fitting_task(model.objective, data, recipe.task.name)
     labels_of_train = getattr(data.splits["train"], "labels", None)
     model.objective.fit_to_labels(labels_by_class if data.target == "class" else labels_of_train)
@@ -218,13 +224,30 @@ def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False,
         check_shardable(model)
     check_compiling(model, accelerator)
     start = initialize_model(model, recipe, data.classes) if recipe.init_from is not None and not begun else None
-    session = Session(recipe, data, model, accelerator, start)
+    session = Session(recipe, data, model, accelerator, start, ends=ends)
     if is_recommended(recipe.training.lr):
         require_recommended_rates(recipe)
         session.set_recommended_rate()
     if place:
         session.move_to_device()
     return session
+
+
+def _train_end_tokens(model: Model, recipe: Recipe) -> tuple[Recipe, EndTokenChoice]:
+    """Add the output rows of the end tokens that the run trains to the model; return the recipe with their numbers.
+
+    Raises:
+        UsageError: the rows are to be trained, and cannot be.
+    """
+    if recipe.pretuning is not None or recipe.task.name != "language":
+        return recipe, EndTokenChoice()
+    choice = choose_end_tokens(model, recipe)
+    if choice.tokens:
+        add_output_rows(model.backbone.module, choice.tokens)
+    if getattr(recipe.task, "end_tokens", None) in ("auto", "trained"):
+        task = recipe.task.model_copy(update={"end_tokens": choice.tokens})
+        recipe = recipe.model_copy(update={"task": task})
+    return recipe, choice
 
 
 def _require_numbers(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toast_cli.data.base import BatchLoader, describe_masks
+from toast_cli.data.base import BatchLoader, describe_masks, get_split_kind
 from toast_cli.data.paths import get_dataset_label
 from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.adapter import AdapterConfig, build_adapter_config, save_adapter_folder
@@ -30,6 +30,7 @@ from toast_cli.training.closing_warnings.convergence import (
     find_start_metrics,
     read_validation_losses,
 )
+from toast_cli.training.closing_warnings.texts import describe_endless_answers, describe_few_validation_texts
 from toast_cli.training.evaluate import (
     AnswersCallback,
     SamplePredictions,
@@ -127,6 +128,8 @@ def run_tuning(
     )
     validation = session.make_loader("val", with_masks=with_attention) if "val" in data.splits else None
     step, notes = build_training_step(session, train, validation)
+    if validation is not None and get_split_kind(data.splits["val"]) == "conversations":
+        notes += describe_few_validation_texts(len(data.splits["val"]), training.epochs)
     with run.open() as folder:
         run.report_start(train, [*describe_schedule(recipe.training, len(train)), *notes])
         run.report_leaks()
@@ -182,6 +185,7 @@ def run_tuning(
             metrics = list(read_metrics(folder.metrics))
             results["validation_before"] = find_start_metrics(metrics)
             recommended = session.find_recommended_rate().rate
+            warnings += describe_endless_answers("val", best.metrics)
             warnings += describe_unsettled_loss(read_validation_losses(metrics), training, len(train), recommended)
         if best.class_counts is not None:
             warnings += describe_weak_classes("val", ClassCounts.from_dict(best.class_counts), data.classes)

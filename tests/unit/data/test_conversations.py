@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.language import instructions, make_tokenizer, write_json
+from toast_cli.backbones.base import TextLimits
 from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.text.chat_templates import tokenize_conversation
 from toast_cli.data.text.conversation_split import ConversationOptions, ConversationSplit
@@ -284,6 +285,18 @@ def test_packing_keeps_texts_whole_and_learns_no_first_token_from_another_text()
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
     assert torch.equal(batch["real"], torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+
+
+def test_blocks_of_packed_texts_are_no_longer_than_the_window() -> None:
+    options = ConversationOptions(name="sharegpt", path="x", packing=True, max_tokens=2048)
+    split = ConversationSplit(tuple(Conversation(tuple(TALK), "x") for _ in range(8)), options)
+    batches = BatchOptions(2, shuffle=True, augment=True)
+    tokenizer = make_tokenizer(chat=True)
+    text = build_conversation_loader(split, tokenizer, BatchOptions(2), LoaderOptions()).longest
+    window = 2 * text + 1
+    loader = build_conversation_loader(split, tokenizer, batches, LoaderOptions(), TextLimits(window, None))
+    assert loader.samples == 4 and loader.longest == 2 * text
+    assert f"Packed into 4 blocks of at most {window} tokens." in loader.notes
 
 
 def batched(template: str, *talks: list[Turn]) -> TextLoader:

@@ -118,6 +118,19 @@ def test_files_of_prompts_are_read_as_data_is(name: str, tmp_path: Path) -> None
     assert [(prompt.text, prompt.error) for prompt in read_prompts(file)] == [(text, None) for text in expected]
 
 
+def test_calls_of_tools_and_their_results_stay_before_the_answer(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    told = [*asked, {"role": "tool", "content": "2", "name": "add"}]
+    answered = [*told, {"role": "assistant", "content": "It is 2."}]
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps([{"messages": talk} for talk in (asked, told, answered)]))
+    called, resulted, whole = read_prompts(file)
+    assert [turn.role for turn in called.turns] == ["user"], "a call is the answer that is asked for"
+    assert [turn.role for turn in resulted.turns] == ["user", "assistant", "tool"] and resulted.turns[2].text == "2"
+    assert whole.turns == resulted.turns and "add" in whole.turns[1].fields
+
+
 def test_a_data_set_is_answered_without_its_answers(text_run: Path, prompts: Path) -> None:
     Path("talk.json").write_text(json.dumps([{"instruction": f"Say {n}.", "output": f"{n}"} for n in range(8)]))
     predict(text_run, "alpaca:talk.json")

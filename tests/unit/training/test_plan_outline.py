@@ -13,6 +13,7 @@ from toast_cli.model.model import build_model
 from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.training.plan.memory import estimate_memory
+from toast_cli.training.plan.method_costs import list_variants
 from toast_cli.training.plan.outline import (
     build_outline,
     count_outline_flops,
@@ -60,3 +61,9 @@ def test_levels_that_are_not_alike_are_all_measured(folder: Path) -> None:
     recipe = recipe_of(folder, "toast", feedback="late", feedback_level=5)
     outlined = outline_model(recipe, build_outline(recipe))
     assert [len(part.backbone.levels) for part in outlined.measured] == [6]
+
+
+def test_methods_of_images_are_planned_for_texts_only_if_they_are_named() -> None:
+    assert {"linear", "vpt"} <= set(list_variants())
+    assert not {"linear", "vpt"} & set(list_variants(texts=True))
+    assert "vpt" in list_variants(["vpt"], texts=True) and "lora" in list_variants(texts=True)

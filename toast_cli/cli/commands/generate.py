@@ -99,7 +99,7 @@ def generate(
     import torch
 
     from toast_cli.cli.chat import ChatSession
-    from toast_cli.cli.output.console import print_answer, print_json, print_line
+    from toast_cli.cli.output.console import err, print_answer, print_json, print_line
     from toast_cli.data.text.chat_templates import encode_prompt
     from toast_cli.data.text.turns import Turn, add_system_turn
     from toast_cli.model.generation import make_generation_settings
@@ -118,8 +118,14 @@ def generate(
     settings = make_generation_settings(max_new_tokens, temperature, top_p, beams, top_k, repetition_penalty)
     torch.manual_seed(seed)
 
+    def report_cut(answers: int = 1) -> None:
+        if (cut := writer.cut_answers) > 0:
+            what = "The answer was" if answers == 1 else f"{cut:,} of {answers:,} answers were"
+            print_line(f"{what} cut at the limit of new tokens (--max-new-tokens {max_new_tokens}).", err)
+
     if asked is not None:
         texts = writer.answer_all([add_system_turn(one.turns, system) for one in asked], batch_size, **settings)
+        report_cut(len(asked))
         if out is not None:
             lines = ({**one.entry, "answer": text} for one, text in zip(asked, texts, strict=True))
             write_text(out, "".join(f"{format_json(line)}\n" for line in lines))
@@ -140,6 +146,7 @@ def generate(
         text = writer.answer(turns, print_text if streamed else None, **settings)
         if not as_json:
             print_answer("" if streamed else text)
+        report_cut()
         return text
 
     if prompt is not None:

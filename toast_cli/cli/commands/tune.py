@@ -127,6 +127,10 @@ def run_tune(
     place = quote_argument(folder.path)
     if results["test"] is not None and answers:
         print_line(f"The numbers in detail and the worst mistakes: toast eval --report --run {place}")
-    print_line(f"Label new files: toast predict FILES --run {place}")
+    if resolved.recipe.task.name == "language":
+        talks = getattr(resolved.recipe.dataset, "template", None) is not None
+        print_line(f"Ask it: toast generate {'--interactive' if talks else 'PROMPT'} --run {place}")
+    else:
+        print_line(f"Label new files: toast predict FILES --run {place}")
     if results["attention_can_be_drawn"] and results["test"] is not None:
         print_line(f"See its attention: toast visualize-attention --test-image 0 --run {place}")

@@ -120,6 +120,10 @@ def add_metric_rows(table: Table, split: str, metrics: Mapping[str, Any]) -> Non
     elif "perplexity" in metrics:
         table.add_row(f"loss per token, {split}", f"{metrics['loss']:.4f} over {metrics['tokens']:,}")
         table.add_row(f"perplexity, {split}", f"{metrics['perplexity']:.3f}")
+        if "end_accuracy" in metrics:
+            ended = f"{metrics['end_accuracy']:.1%} of {metrics['answers']:,}"
+            table.add_row(f"end of answers predicted, {split}", ended)
+            table.add_row(f"loss without the end, {split}", f"{metrics['loss_without_end']:.4f}")
     else:  # a task of a plugin
         for name, value in metrics.items():
             if isinstance(value, int | float) and name not in registered:

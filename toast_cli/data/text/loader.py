@@ -106,6 +106,11 @@ class TextLoader:
         return len(self.texts)
 
     @property
+    def conversations(self) -> int | None:
+        """Number of conversations with a text to learn; None for documents and packed blocks."""
+        return len({index for index, _ in self.origins}) or None
+
+    @property
     def longest(self) -> int:
         """Number of tokens of the longest text."""
         return max(len(text.ids) for text in self.texts)
@@ -234,8 +239,8 @@ def build_conversation_loader(
     if empty:
         notes.append(f"{empty:,} of {total:,} texts were left out, because they had no token to learn.")
     if options.packing and batches.augment:
-        texts, origins = pack_texts(texts, options.max_tokens), []
-        notes.append(f"Packed into {len(texts):,} blocks of at most {options.max_tokens} tokens.")
+        texts, origins = pack_texts(texts, longest), []
+        notes.append(f"Packed into {len(texts):,} blocks of at most {longest} tokens.")
     pad = get_padding_token(tokenizer, limits)
     return TextLoader(texts, tuple(notes), pad, loader.seed, batches, findings, origins)
 

@@ -21,7 +21,7 @@ ANSWER_FIELDS = ("completion", "output")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: its name, such as `prompts.txt:3`, the turns up to the user's last one, or why it cannot be used.
+    """A prompt: its name, such as `prompts.txt:3`, the turns before the answer, or why it cannot be used.
 
     `entry` is the JSON object that it was read from; `prompt` with the text, if it was none.
     """
@@ -60,14 +60,16 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def drop_answer(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Return the turns up to the user's last one.
+    """Return the turns without a final answer: up to the last turn that the assistant has not written.
+
+    Calls of tools and their results stay, so that the answer after a result is the next one.
 
     Raises:
         ValueError: the user has no turn.
     """
-    last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
-    if last is None:
+    if not any(turn.role == "user" for turn in turns):
         raise ValueError("it has no turn of the user")
+    last = max(place for place, turn in enumerate(turns) if turn.role != "assistant")
     return tuple(turns[: last + 1])
 
 

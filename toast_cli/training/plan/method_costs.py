@@ -46,6 +46,8 @@ METHOD_VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("full", ()),
 }
 """The compared variants, each a method and its recipe fields."""
+IMAGE_METHODS = frozenset({"linear", "vpt"})
+"""Methods that no language model has: a new head, and tokens before those of a picture."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,15 @@ def estimate_method_costs(
             yield UnsupportedMethod(way, " ".join(filter(None, (error.what, error.why))))
 
 
-def list_variants(others: Iterable[str] = (), timed: bool = True) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return the compared variants and other methods; those with a cache differ from others in their time alone."""
+def list_variants(
+    others: Iterable[str] = (), timed: bool = True, texts: bool = False
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return the compared variants, for images or `texts`, and other methods.
+
+    Variants with a cache differ from others in their time alone.
+    """
     own = {way: each for way, each in METHOD_VARIANTS.items() if timed or "training.cache=true" not in each[1]}
+    own = {way: each for way, each in own.items() if not (texts and each[0] in IMAGE_METHODS)}
     return own | {name: (name, ()) for name in others}
 
 
@@ -148,7 +156,7 @@ def estimate_text_method_costs(
     Raises:
         ToastError: the first variant fails.
     """
-    for number, (way, (method, fields)) in enumerate(list_variants(others, timed).items()):
+    for number, (way, (method, fields)) in enumerate(list_variants(others, timed, texts=True).items()):
         tell(f"Measuring {way} …")
         try:
             recipe = recipe_of(method, fields)
