@@ -111,7 +111,7 @@ def build_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     def generate(method: str) -> Callable[[], object]:
         model = sessions[method].model
         writer = TextGenerator(model, "plain")
-        limits = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+        limits: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
 
         def answer() -> object:
             model.eval()

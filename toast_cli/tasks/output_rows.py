@@ -129,7 +129,8 @@ def get_merged_output_layer(network: nn.Module) -> tuple[str, Tensor] | None:
     """Return the name of the layer with trained rows and its weight `[V, d]` with them added; None without any."""
     for name, layer in network.named_modules():
         if isinstance(added := getattr(layer, "output_rows", None), OutputRows):
-            weight: Any = layer.weight
+            merged: Any = layer
+            weight: Tensor = merged.weight
             return name, weight.index_add(0, added.tokens, added.rows.to(weight.dtype))
     return None
 

@@ -109,7 +109,7 @@ class Session:
         }
 
     def describe_choices(self) -> list[str]:
-        """Return notes on the backbone, the adapted layers and end tokens of a language model, and a recommended rate."""
+        """Return notes on the backbone, on adapted layers and end tokens of a language model, and a recommended rate."""
         method = self.model.adapted.notes if self.model.objective.target == "text" else ()
         rate = [] if self.rate is None else [self.rate.message]
         return [*self.describe_backbone(), *method, *self.ends.notes, *rate]
