@@ -172,13 +172,17 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
     alone = [writing.generate(prompt, max_new_tokens=12) for prompt in prompts]
     assert writing.generate_all(prompts, batch_size=3, max_new_tokens=12) == alone and len(set(alone)) > 1
     assert writing.generate_all([]) == []
-    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-    for answer in (writing.generate, lambda prompt, **given: writing.generate_all([prompt], **given)):
-        with pytest.raises(ToastError, match="does not write the tool 'weather'"):
-            answer("Hm", tools=tools)
     with pytest.raises(UsageError) as refused:
         writing.generate_all("Hm")
     assert refused.value.code == "text.not-a-list"
+
+
+def test_several_prompts_may_have_tools(writing: toast_cli.Steered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_template", "plain")
+    given: Any = {"tools": [{"name": "weather", "parameters": {}}], "max_new_tokens": 12}
+    answers = writing.generate_all(["Hm", "No."], **given)
+    assert answers == [writing.generate(prompt, **given) for prompt in ("Hm", "No.")]
+    assert answers != writing.generate_all(["Hm", "No."], max_new_tokens=12)
 
 
 @pytest.mark.parametrize(

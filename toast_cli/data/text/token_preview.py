@@ -89,11 +89,11 @@ def preview_entries(data: DataSet, backbone: Backbone, entries: Sequence[str]) -
     shown = []
     for entry in entries:
         name = _find_entry(entry, list(places))
-        for part, index in places[name]:
+        for part, place in places[name]:
             texts = (
-                [ShownText(name, error=index)]
-                if isinstance(index, str)
-                else _show_texts(data.splits[part], [index], backbone)  # type: ignore[arg-type]
+                [ShownText(name, error=place)]
+                if isinstance(place, str)
+                else _show_texts(data.splits[part], [place], backbone)  # type: ignore[arg-type]
             )
             shown += [(part, text) for text in texts]
     return shown
