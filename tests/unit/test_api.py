@@ -178,11 +178,11 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
 
 
 def test_several_prompts_may_have_tools(writing: toast_cli.Steered, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "_template", "plain")
-    given: Any = {"tools": [{"name": "weather", "parameters": {}}], "max_new_tokens": 12}
-    answers = writing.generate_all(["Hm", "No."], **given)
-    assert answers == [writing.generate(prompt, **given) for prompt in ("Hm", "No.")]
-    assert answers != writing.generate_all(["Hm", "No."], max_new_tokens=12)
+    monkeypatch.setattr(writing, "_template", "stanford")  # which has no tools
+    assert len(writing.generate_all(["Hm"], max_new_tokens=2)) == 1
+    with pytest.raises(ToastError) as refused:
+        writing.generate_all(["Hm"], tools=[{"name": "weather", "parameters": {}}], max_new_tokens=2)
+    assert refused.value.code == "text.omitted-by-chat-template"
 
 
 @pytest.mark.parametrize(
