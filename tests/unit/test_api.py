@@ -177,6 +177,14 @@ def test_several_prompts_are_answered_together_as_each_alone(writing: toast_cli.
     assert refused.value.code == "text.not-a-list"
 
 
+def test_several_prompts_may_have_tools(writing: toast_cli.Steered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_template", "stanford")  # which has no tools
+    assert len(writing.generate_all(["Hm"], max_new_tokens=2)) == 1
+    with pytest.raises(ToastError) as refused:
+        writing.generate_all(["Hm"], tools=[{"name": "weather", "parameters": {}}], max_new_tokens=2)
+    assert refused.value.code == "text.omitted-by-chat-template"
+
+
 @pytest.mark.parametrize(
     ("prompt", "settings", "words"),
     [

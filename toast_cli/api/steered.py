@@ -329,12 +329,16 @@ class Steered(nn.Module):
             return TextGenerator(self.model, self._template).answer(to_turns(prompt, tools), on_text, **settings)
 
     def generate_all(
-        self, prompts: Sequence[str | Sequence[Message]], batch_size: int = 8, **settings: Any
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        batch_size: int = 8,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **settings: Any,
     ) -> list[str]:
         """Return a language model's answers to several prompts, `batch_size` at a time.
 
-        Prompts and settings are as for `generate`. Without sampling, the answers equal those of `generate`, except for
-        rounding.
+        Prompts, tools and settings are as for `generate`. Without sampling, the answers equal those of `generate`,
+        except for rounding.
 
         Raises:
             UsageError: As for `generate`, or `prompts` is a single text, or a streamer is given.
@@ -347,7 +351,7 @@ class Steered(nn.Module):
             )
         with self._use_evaluation_mode():
             return TextGenerator(self.model, self._template).answer_all(
-                [to_turns(one) for one in prompts], batch_size, **settings
+                [to_turns(one, tools) for one in prompts], batch_size, **settings
             )
 
     def _open(self, images: Any) -> Iterator[Image]:

@@ -537,3 +537,16 @@ def test_mixed_files_are_found_from_another_folder(tmp_path: Path, monkeypatch: 
     }.items():
         assert _find_key(key, None, started) == found
     assert MessagesOptions.list_path_key_fields() == ["mix"]
+
+
+def test_a_mixed_source_may_have_options_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"q": f"a{n}", "completion": "x"} for n in range(4)]))
+    (tmp_path / "b.json").write_text(json.dumps({"data": [{"ask": "b", "say": "y"}], "more": [{"ask": "c"}]}))
+    own = {"weight": 2, "fields": {"ask": "prompt", "say": "completion"}, "list_field": "data"}
+    data = opened("a.json", tmp_path, fields={"q": "prompt"}, mix={"pairs:b.json": own})
+    assert [turns[0].text for turns in turns_of(data)] == ["a0", "a1", "a2", "a3", "b"]
+    assert data.splits["train"].repeats == (1, 1, 1, 1, 2)  # type: ignore[union-attr]
+    options = MessagesOptions(path="a.json", mix={"b.json": own, "c.json": 0.5})
+    assert MessagesOptions(**options.model_dump(mode="json")) == options and options.mix["c.json"] == 0.5
+    with pytest.raises(ValueError, match="weights"):
+        MessagesOptions(path="a.json", mix={"b.json": {"weights": 2}})

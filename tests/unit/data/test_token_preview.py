@@ -16,9 +16,9 @@ from toast_cli.data.base import BatchOptions, LoaderOptions
 from toast_cli.data.text.documents import TextDocumentOptions, open_documents
 from toast_cli.data.text.formats.alpaca import AlpacaOptions, open_alpaca
 from toast_cli.data.text.loader import build_conversation_loader
-from toast_cli.data.text.token_preview import preview_texts, split_token_texts
+from toast_cli.data.text.token_preview import NOT_USED, preview_entries, preview_texts, split_token_texts
 from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 def make_sentencepiece_tokenizer() -> Any:
@@ -87,3 +87,24 @@ def test_documents_are_shown_to_the_end_of_a_block(tmp_path: Path) -> None:
     short, long = preview_texts(split, make_backbone(make_tokenizer()), 2, 0)
     assert "".join(token.text for token in short.tokens) == "<s>short</s>" and short.name == "document 1"
     assert len(long.tokens) == 16 and long.whole == 102 and all(token.trained for token in long.tokens)
+
+
+def test_a_chosen_entry_is_shown_whatever_its_split_is(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [*instructions(30), {"instruction": "Hi", "output": ""}])
+    backbone = make_backbone(make_tokenizer())
+    alone = open_alpaca(AlpacaOptions(path=str(tmp_path / "a.json"), val_fraction=0.5), None)
+    for number in range(1, 31):
+        [(part, text)] = preview_entries(alone, backbone, [str(number)])
+        assert text.name == f"a.json, entry {number}" in alone.splits[part].names  # type: ignore[union-attr]
+        assert f"Say yes, {number - 1}." in "".join(token.text for token in text.tokens)
+    twice = preview_entries(alone, backbone, ["a.json, entry 2", "a.json:2"])
+    assert twice[0] == twice[1]
+    [(part, text)] = preview_entries(alone, backbone, ["31"])
+    assert part == NOT_USED and text.error is not None and "'output' is empty" in text.error
+    write_json(tmp_path / "b.json", instructions(5))
+    both = open_alpaca(AlpacaOptions(path=str(tmp_path / "*.json")), None)
+    assert preview_entries(both, backbone, ["b.json:2"])[0][1].name == "b.json, entry 2"
+    for wrong, words in (("2", "Several files"), ("99", "no entry"), ("c.json:1", "no entry"), ("x", "no entry")):
+        with pytest.raises(UsageError, match=words) as refused:
+            preview_entries(both, backbone, [wrong])
+        assert refused.value.code == "text.no-such-entry"

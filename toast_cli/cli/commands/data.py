@@ -174,6 +174,14 @@ def show_dataset(
         int | None, typer.Option(min=1, max=400, help="Number of images. [default: 25, or 6 with --augmented]")
     ] = None,
     texts: Annotated[int | None, typer.Option(min=1, max=400, help="Number of texts. [default: 3]")] = None,
+    entry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N",
+            help="Entry of texts to show, of any split, by its number in 'toast data check'; FILE:N if several files "
+            "have one. Can be repeated.",
+        ),
+    ] = None,
     augmented: Annotated[
         bool,
         typer.Option(
@@ -232,10 +240,18 @@ def show_dataset(
             what_to_do=f"Available splits: {', '.join(opened.splits)}.",
             code="data.unknown-split",
         )
+    if entry and texts is not None:
+        raise UsageError(
+            "--entry cannot be combined with --texts, which draws texts.",
+            what_to_do="Leave one of them out.",
+            code="cli.conflicting-options",
+        )
     image_options = {"--images": images, "--augmented": augmented or None, "--out": out}
-    _refuse_options(image_options if not opened.classes else {"--texts": texts, "--weights": weights}, source)
+    _refuse_options(
+        image_options if not opened.classes else {"--texts": texts, "--entry": entry, "--weights": weights}, source
+    )
     if not opened.classes:
-        _show_texts(opened, split, backbone, weights, texts or 3, chosen.seed, as_json)
+        _show_texts(opened, split, backbone, weights, texts or 3, chosen.seed, entry or [], as_json)
         return
     out = out or Path("contact-sheet.png")
     _require_free_output(out, ".png", force)
@@ -270,7 +286,7 @@ def _refuse_options(given: Mapping[str, Any], source: str) -> None:
 
     for name, value in given.items():
         if value is not None:
-            kinds = ("texts", "images") if name in ("--texts", "--weights") else ("images", "texts")
+            kinds = ("texts", "images") if name in ("--texts", "--entry", "--weights") else ("images", "texts")
             raise UsageError(
                 f"{name} is for {kinds[0]}, and '{source}' has {kinds[1]}.",
                 what_to_do="Leave it out.",
@@ -307,16 +323,23 @@ def _open_text_backbone(data: DataSet, backbone: str, weights: str | None) -> An
 
 
 def _show_texts(
-    opened: DataSet, split: str, backbone: str | None, weights: str | None, count: int, seed: int, as_json: bool
+    opened: DataSet,
+    split: str,
+    backbone: str | None,
+    weights: str | None,
+    count: int,
+    seed: int,
+    entries: list[str],
+    as_json: bool,
 ) -> None:
-    """Print texts of a split as the tokens of a model.
+    """Print texts as the tokens of a model: `entries` of any split, or else `count` drawn ones of `split`.
 
     Raises:
-        UsageError: no model is given.
+        UsageError: no model is given, or there is no such entry.
     """
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.texts import describe_shown_text, print_shown_texts
-    from toast_cli.data.text.token_preview import preview_texts
+    from toast_cli.data.text.token_preview import preview_entries, preview_texts
     from toast_cli.utils.errors import UsageError
 
     if backbone is None:
@@ -326,13 +349,16 @@ def _show_texts(
             code="cli.missing-option",
         )
     chosen: Any = opened.splits[split]
-    shown = preview_texts(chosen, _open_text_backbone(opened, backbone, weights), count, seed)
+    model = _open_text_backbone(opened, backbone, weights)
+    drawn = [] if entries else preview_texts(chosen, model, count, seed)
+    shown = preview_entries(opened, model, entries) if entries else [(split, text) for text in drawn]
     for note in opened.messages:
         print_line(note, err)
     if as_json:
-        print_json({"split": split, "of": len(chosen), "texts": [describe_shown_text(text) for text in shown]})
+        told = [{"split": part, **describe_shown_text(text)} for part, text in shown]
+        print_json({"texts": told} if entries else {"split": split, "of": len(chosen), "texts": told})
     else:
-        print_shown_texts(shown, split)
+        print_shown_texts(shown)
 
 
 def _require_free_output(out: Path | None, ending: str, force: bool) -> None:

@@ -81,10 +81,10 @@ def print_text_report(report: dict[str, Any], limit: int = 5) -> None:
         print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 
 
-def print_shown_texts(texts: Sequence[ShownText], split: str) -> None:
-    """Print texts as tokens: a line for every run of tokens that are trained or not, in colour on a terminal."""
+def print_shown_texts(texts: Sequence[tuple[str, ShownText]]) -> None:
+    """Print texts with their splits as tokens: a line for every run of tokens that are trained or not, in colour."""
     print_line(f"{BAR} separates tokens, {SPECIAL.format('...')} is a special token.", err)
-    for text in texts:
+    for split, text in texts:
         if text.error is not None:
             print_line(f"{split}: {text.name}: not trained. {text.error}")
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from toast_cli.data.base import DataSet, SplitKind
 from toast_cli.data.paths import resolve_path
@@ -32,7 +32,7 @@ from toast_cli.data.text.entry_files import EntryOptions
 from toast_cli.data.text.split_options import TextSplitOptions, join_names, require_distinct_paths
 from toast_cli.data.text.turns import Conversation
 from toast_cli.registry import CONVERSATION_FORMATS, list_names
-from toast_cli.utils.config import LOCAL_PATH, LOCAL_PATH_KEYS
+from toast_cli.utils.config import LOCAL_PATH, LOCAL_PATH_KEYS, BaseOptions
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.hashing import hash_text
 
@@ -41,6 +41,25 @@ MAX_SHARING_CONVERSATIONS = 3
 
 Weight = Annotated[float, Field(gt=0, le=100)]
 """How often texts are trained in an epoch."""
+
+
+class MixedSourceOptions(BaseOptions):
+    """Options of a source of `mix`; those that are not given are as for `path`."""
+
+    weight: Weight = Field(1.0, description="how often each of its texts is trained in an epoch")
+    fields: dict[str, str] | None = Field(None, description="names of fields in the format by their names in it")
+    list_field: str | None = Field(None, description="the key of its list of entries")
+    subset: str | None = Field(None, description="its subset (configuration), if it is a Hugging Face data set")
+    split_names: dict[str, Literal["train", "val", "test", "unused"]] | None = Field(
+        None, description="what the names of its splits mean"
+    )
+
+
+MixedSource = Annotated[
+    Annotated[Weight, Tag("weight")] | Annotated[MixedSourceOptions, Tag("options")],
+    Discriminator(lambda given: "options" if isinstance(given, dict | MixedSourceOptions) else "weight"),
+]
+"""A source of `mix`: its weight, or its options."""
 
 
 class ConversationOptions(TextSplitOptions):
@@ -59,11 +78,12 @@ class ConversationOptions(TextSplitOptions):
     weight: Weight = Field(
         1.0, examples=[0.5], description="how often each text of path is trained in an epoch; 0.5 trains half of them"
     )
-    mix: dict[str, Weight] = Field(
+    mix: dict[str, MixedSource] = Field(
         default_factory=dict,
-        examples=[{"chats.json": 2, "alpaca:answers.json": 0.5}],
+        examples=[{"chats.json": 2, "alpaca:answers.json": 0.5}, {"owner/name": {"weight": 0.5, "subset": "en"}}],
         json_schema_extra=LOCAL_PATH_KEYS,
-        description="further files, folders or ids, with their weights; a format before a colon, else detected",
+        description="further files, folders or ids, with their weights, or with weight, subset, fields, list_field and "
+        "split_names of their own; a format before a colon, else detected",
     )
     fields: dict[str, str] = Field(
         default_factory=dict,
@@ -191,17 +211,20 @@ def _read_files(
     Return them, with a note for every split of a data set that these replace.
     """
     entries = EntryOptions(options.subset, options.split_names, options.list_field)
-    sources = [ConversationSource(options.path, format_name, options.weight, options.fields)]
-    for place, weight in options.mix.items():
+    sources = [(ConversationSource(options.path, format_name, options.weight, options.fields), entries)]
+    for place, given in options.mix.items():
         name, colon, path = place.partition(":")
         known = bool(colon) and name in list_names(CONVERSATION_FORMATS)
-        sources.append(ConversationSource(path if known else place, name if known else None, weight, options.fields))
-    mixed = [source.path for source in sources[1:]]
+        own = given if isinstance(given, MixedSourceOptions) else MixedSourceOptions(weight=given)
+        renamed = options.fields if own.fields is None else own.fields
+        source = ConversationSource(path if known else place, name if known else None, own.weight, renamed)
+        sources.append((source, _override_entry_options(entries, own)))
+    mixed = [source.path for source, _ in sources[1:]]
     require_distinct_paths(options, lambda path: resolve_path(path, data_dir), mixed)
     files: list[ConversationFile] = []
     notes = []
-    for source in sources:
-        for file in read_conversation_files(source, data_dir, entries, {file.name for file in files}):
+    for source, found_by in sources:
+        for file in read_conversation_files(source, data_dir, found_by, {file.name for file in files}):
             if file.split in options.own_paths:
                 count = len(file.conversations)
                 notes.append(f"{file.name}: {count:,} texts are not used, as dataset.{file.split}_path replaces them.")
@@ -209,9 +232,15 @@ def _read_files(
                 files.append(file)
     for part, path in options.own_paths.items():
         source = ConversationSource(path, format_name, renamed=options.fields)
-        own = read_conversation_files(source, data_dir, entries, {file.name for file in files})
-        files += [file if file.split == "unused" else replace(file, split=part) for file in own]
+        read = read_conversation_files(source, data_dir, entries, {file.name for file in files})
+        files += [file if file.split == "unused" else replace(file, split=part) for file in read]
     return files, notes
+
+
+def _override_entry_options(entries: EntryOptions, own: MixedSourceOptions) -> EntryOptions:
+    """Return how the entries of a source of `mix` are found: by its own options, and by those of `path` otherwise."""
+    names = ("subset", "split_names", "list_field")
+    return replace(entries, **{name: value for name in names if (value := getattr(own, name)) is not None})
 
 
 def _describe_splits(

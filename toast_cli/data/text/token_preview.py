@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.data.base import BatchOptions, LoaderOptions
+from toast_cli.data.base import BatchOptions, DataSet, LoaderOptions
 from toast_cli.data.text.chat_templates import get_marker_tokens
 from toast_cli.data.text.conversation_split import ConversationSplit
 from toast_cli.data.text.loader import build_conversation_loader, tokenize_documents
 from toast_cli.utils.constants import IGNORE_INDEX
-from toast_cli.utils.errors import ToastError
+from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
     from toast_cli.backbones.base import Backbone, TextLimits
     from toast_cli.data.text.documents import DocumentSplit
 
+
+NOT_USED = "not used"
+"""In the place of a split, of an entry that is left out."""
 
 ERRORS_OF_ONE_TEXT = (
     "text.refused-by-chat-template",
@@ -62,10 +65,73 @@ def preview_texts(
     """
     import numpy as np
 
-    tokenizer, limits = backbone.require_tokenizer(), backbone.text_limits
     chosen = np.sort(np.random.default_rng(seed).choice(len(split), min(count, len(split)), replace=False)).tolist()
+    return _show_texts(split, chosen, backbone)
+
+
+def preview_entries(data: DataSet, backbone: Backbone, entries: Sequence[str]) -> list[tuple[str, ShownText]]:
+    """Return chosen entries of a data set as tokens, each with its split; `NOT_USED` for one that is left out.
+
+    An entry is given as its number, `N`, or as `FILE:N` if several files have one, or by its name in messages.
+
+    Raises:
+        UsageError: there is no such entry, or several files have it.
+        ToastError: the model has no tokenizer.
+    """
+    places: dict[str, list[tuple[str, int | str]]] = {}
+    for part, each in data.splits.items():
+        split: Any = each
+        for index in range(len(split)):
+            name = split.names[index] if isinstance(split, ConversationSplit) else split.get_name(index)
+            places.setdefault(name, []).append((part, index))
+    for name, why in data.left_out.items():
+        places.setdefault(name, []).append((NOT_USED, f"It is left out: {why}."))
+    shown = []
+    for entry in entries:
+        name = _find_entry(entry, list(places))
+        for part, place in places[name]:
+            texts = (
+                [ShownText(name, error=place)]
+                if isinstance(place, str)
+                else _show_texts(data.splits[part], [place], backbone)  # type: ignore[arg-type]
+            )
+            shown += [(part, text) for text in texts]
+    return shown
+
+
+def _find_entry(entry: str, names: Sequence[str]) -> str:
+    """Return the one of `names` that an entry means.
+
+    Raises:
+        UsageError: it is none, or several.
+    """
+    file, _, number = entry.rpartition(":")
+    number = f"{int(number):,}" if number.isascii() and number.isdigit() else ""
+    found = [entry] if entry in names else []
+    for name in () if found or not number else names:
+        place, _, last = name.rpartition(" ")
+        place = place.removesuffix("entry").removesuffix("document").rstrip(", ")
+        if last.replace(",", "") == number.replace(",", "") and (
+            not file or place == file or place.endswith(f"/{file}")
+        ):
+            found.append(name)
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(map(repr, found[:3])) + (", ..." if len(found) > 3 else "")
+    raise UsageError(
+        f"There is no entry '{entry}'." if not found else f"Several files have an entry '{entry}': {listed}.",
+        what_to_do="Give the number of an entry, or FILE:NUMBER, as 'toast data check' names it.",
+        code="text.no-such-entry",
+    )
+
+
+def _show_texts(
+    split: ConversationSplit | DocumentSplit, indices: Sequence[int], backbone: Backbone
+) -> list[ShownText]:
+    """Return the texts at `indices` of a split as tokens."""
+    tokenizer, limits = backbone.require_tokenizer(), backbone.text_limits
     show = _show_conversation if isinstance(split, ConversationSplit) else _show_document
-    return [text for index in chosen for text in show(split, index, tokenizer, limits)]  # type: ignore[arg-type]
+    return [text for index in indices for text in show(split, index, tokenizer, limits)]  # type: ignore[arg-type]
 
 
 def _show_conversation(split: ConversationSplit, index: int, tokenizer: Any, limits: TextLimits) -> Iterator[ShownText]:
