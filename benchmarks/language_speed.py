@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TASKS = ("tokenize and batch", "step, LoRA", "step, TOAST", "generate, plain", "generate, TOAST")
+TASKS = ("tokenize and batch", "step, LoRA", "step, TOAST", "generate, LoRA", "generate, TOAST")
 HERE = Path(__file__).resolve().parents[1]
 TEXTS, STEP_TOKENS, NEW_TOKENS = 400, 128, 64
 
