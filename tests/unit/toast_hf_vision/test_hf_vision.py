@@ -184,16 +184,59 @@ def test_preprocessing_is_that_of_the_image_processor(settings: dict[str, Any], 
 
 def test_a_folder_without_image_processor_says_what_is_assumed_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
     folder = write_configuration("vit", tmp_path / "vit")
-    assert not build(folder, weights="none").notes
+    build(folder, weights="none").module.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    assert build(folder).normalization_note is None
     (folder / "preprocessor_config.json").write_text("{")
     with pytest.raises(ToastError, match="image processor"):
         build(folder, weights="none")
     (folder / "preprocessor_config.json").unlink()
-    (note,) = build(folder, weights="none").notes
-    assert "mean and standard deviation of 0.5" in note
-    assert build(folder, weights="none").preprocessing == Preprocessing(
+    backbone = build(folder)
+    note = backbone.normalization_note
+    assert note is not None and note.startswith(f"Warning: {folder} has no preprocessor_config.json")
+    assert "mean (0.5, 0.5, 0.5)" in note and "32 × 32 pixels, bicubic, crop 1 (squash)" in note
+    assert backbone.preprocessing == Preprocessing(
         (32, 32), (0.5,) * 3, (0.5,) * 3, crop_mode="squash"
     )
+
+
+def test_weights_of_another_folder_bring_their_preprocessing_and_those_of_a_file_do_not(tmp_path: Path) -> None:
+    folder, other = (write_configuration("vit", tmp_path / name) for name in ("a", "b"))
+    for each in (folder, other):
+        build(each, weights="none").module.save_pretrained(each)
+    (other / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "image_mean": [0.1, 0.1, 0.1]}))
+    backbone = build(folder, weights=str(other))
+    assert backbone.require_preprocessing().mean == (0.1, 0.1, 0.1)
+    assert backbone.normalization_note == f"Weights from {other}. Images are prepared as its preprocessor_config.json says."
+    (other / "preprocessor_config.json").unlink()
+    note = build(folder, weights=str(other)).normalization_note
+    assert note is not None and f"Warning: {other} has no" in note and str(folder) not in note
+    torch.save(backbone.module.state_dict(), tmp_path / "weights.bin")
+    from_file = build(folder, weights=str(tmp_path / "weights.bin"))
+    assert from_file.normalization_note is None, "the session warns, with the preprocessing of the named model"
+    assert from_file.require_preprocessing().mean == (0.5, 0.4, 0.3)
+    for name, tensor in backbone.module.state_dict().items():
+        assert torch.equal(from_file.module.state_dict()[name], tensor)
+    with pytest.raises(ToastError) as missing:
+        build(folder, weights=str(tmp_path / "lost.bin"))
+    assert missing.value.code == "weights.missing-file"
+
+
+def test_the_licence_is_announced_before_a_download(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = {"license": "other", "license_name": "dinov3-license"}
+    monkeypatch.setattr(loading.HfApi, "model_info", lambda *_, **__: SimpleNamespace(card_data=card))
+    monkeypatch.setattr(loading, "use_offline_if_unreachable", nullcontext)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+
+    def refuse(*_: object, **__: object) -> None:
+        assert "ai.meta.com/resources/models-and-libraries/dinov3-license" in caplog.text
+        raise OSError("no network")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ToastError, match="no network"):
+        registry.load_backbone_card("hf:owner/never-seen").build(HfVisionOptions(name="hf:owner/never-seen"))
 
 
 def test_the_files_define_the_network(tmp_path: Path) -> None:

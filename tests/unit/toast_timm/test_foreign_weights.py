@@ -181,13 +181,16 @@ def test_a_file_for_a_model_whose_weights_disagree_about_the_mean_is_warned_of(n
 
     card = registry.load_backbone_card(name)
     model = card.source.removeprefix("timm, ")
-    note = describe_normalization(model, "mae.pth")
-    assert describe_normalization(model, "none") is None and describe_normalization(model, None) is None
+    config = timm.get_pretrained_cfg(model)
+    assert config is not None
+    known = Preprocessing((224, 224), config.mean, config.std, crop_pct=0.9)
+    note = describe_normalization(model, "mae.pth", known)
+    assert all(describe_normalization(model, weights, known) is None for weights in ("none", None))
     if assumed is None:
         assert note is None
     else:
         assert note is not None and note.startswith("Warning: mae.pth")
-        assert assumed in note and "0.485" in note and "images.normalize" in note
+        assert assumed in note and "0.485" in note and "bicubic, crop 0.9 (center)" in note and "images.normalize" in note
 
 
 def test_a_mean_that_is_set_needs_no_warning() -> None:
