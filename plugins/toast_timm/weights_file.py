@@ -177,8 +177,8 @@ def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: 
     if any(name.startswith("fc_norm.") for name in unexpected) and any(name.startswith("norm.") for name in missing):
         raise ValueError(
             "The file is of a model that pools the mean of all patches and then applies a norm (fc_norm), as MAE's "
-            "fine-tuned models do. This model pools its class token after a norm, whose weights the file lacks. Use the "
-            "pre-trained file of the same authors, or a model that pools in the same way."
+            "fine-tuned models do. This model pools its class token after a norm, whose weights the file lacks. Use "
+            "the pre-trained file of the same authors, or a model that pools in the same way."
         )
     own = {name for name, _ in module.named_children()}
     foreign = [name for name in unexpected if name.split(".")[0] in own]

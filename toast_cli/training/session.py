@@ -129,7 +129,6 @@ class Session:
         if images.sets_normalization:
             summary = preprocessing.format_summary()
             line = f"Weights from {weights}. Images: {summary}; mean and std as set in the recipe."
-            )
             return [*notes, line] if from_path else notes
         if backbone.normalization_note is not None:
             return [*notes, backbone.normalization_note]
