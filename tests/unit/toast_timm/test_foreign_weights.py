@@ -208,5 +208,5 @@ def test_a_file_of_a_model_that_pools_the_mean_is_refused_with_that_reason(
     """MAE's fine-tuned models have `fc_norm` after the mean of the patches, and no `norm` before."""
     torch.save({"model": make("test_vit", global_pool="avg").state_dict()}, tmp_path / "mae.pth")
     with pytest.raises(ToastError, match="pools the mean") as refused:
-        build_module("test_vit", {}, str(tmp_path / "mae.pth"), "a ViT", ("*vit*",))
+        build_module("test_vit", str(tmp_path / "mae.pth"), {}, "a ViT", ("*vit*",))
     assert refused.value.code == "weights.wrong-model" and "Unexpected keys" not in caplog.text
