@@ -30,7 +30,7 @@ def build_convnext(model: str, options: TimmOptions) -> ConvNeXtBackbone:
     preprocessing = get_preprocessing(module, options.image_shape)
     backbone = ConvNeXtBackbone(module, preprocessing)
     backbone.classifier = partial(load_pretrained_classifier, **source)
-    backbone.normalization_note = describe_normalization(model, options.weights)
+    backbone.normalization_note = describe_normalization(model, options.weights, preprocessing)
     if min(preprocessing.image_size) < backbone.stride:
         height, width = preprocessing.image_size
         raise UsageError(

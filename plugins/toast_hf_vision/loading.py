@@ -6,14 +6,16 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 
@@ -22,6 +24,8 @@ from toast_cli.plugin import (
     Preprocessing,
     ToastError,
     UsageError,
+    announce_licence,
+    find_refused_code,
     refuse_lfs_pointers,
     require_regular_file,
     wrap_model,
@@ -29,21 +33,25 @@ from toast_cli.plugin import (
 from toast_hf_vision.backbone import HfVisionBackbone, to_sides
 from toast_hf_vision.convolutional import LAYOUTS, HfStagedBackbone
 from toast_hf_vision.options import HfVisionOptions
-from toast_hf_vision.preprocessing import read_preprocessing
+from toast_hf_vision.preprocessing import (
+    GREY,
+    PROCESSOR_FILE,
+    describe_preprocessing,
+    load_processor,
+    read_preprocessing,
+)
 from toast_hf_vision.structure import build_unsteerable_error, find_encoder
-from toast_timm.hub_availability import use_offline_if_unreachable
+from toast_timm.hub_availability import TIMEOUT_SECONDS, is_cached, use_offline_if_unreachable
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
 from toast_transformers.hub_lookup import require_model_source
 
-CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
+CONFIG_FILE = "config.json"
 
-PROCESSOR_FILES = (PROCESSOR_FILE, "processor_config.json")
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+"""Suffixes of files with weights. All but the first are read by torch, tensors alone."""
 
 DEFAULT_SIDE = 224
 """Image size of a model whose configuration has none."""
-
-GREY = (0.5, 0.5, 0.5)
-"""Mean and standard deviation where neither folder nor kind of model has an image processor."""
 
 
 def build_hf_vision(source: str, options: HfVisionOptions) -> Backbone:
@@ -62,22 +70,26 @@ def build_hf_vision(source: str, options: HfVisionOptions) -> Backbone:
     place, file = source, None
     if options.weights not in (None, "none"):
         given = Path(options.weights).expanduser()
-        if given.suffix == ".safetensors":
+        if given.suffix in WEIGHTS_SUFFIXES or given.is_file():
             file = given
         elif not (given / CONFIG_FILE).is_file():
             raise build_missing_config_error(given)
         else:
             place = str(given)
     with use_offline_if_unreachable():
+        if options.weights is None:
+            _announce_licence(place)
         config = _load_config(place)
         kind = _find_class(config)
-        settings, notes = _load_processor(place)
+        settings = load_processor(place)
         if options.weights == "none":
             with _quiet():
                 module = kind._from_config(config, dtype=torch.float32)
         else:
             module = _load_file(kind, config, source, file) if file else _load_folder(kind, config, place)
-    return _make_backbone(module.eval(), settings, notes, options.image_shape)
+    backbone = _make_backbone(module.eval(), settings, options.image_shape)
+    backbone.normalization_note = describe_preprocessing(place, file, options.weights, settings, backbone)
+    return backbone
 
 
 def wrap_hf_vision(module: Any) -> Backbone | None:
@@ -105,17 +117,18 @@ def wrap_hf_vision(module: Any) -> Backbone | None:
         )
     place = module.config.name_or_path
     with use_offline_if_unreachable():
-        settings, notes = _load_processor(place)
-    backbone = _make_backbone(encoder, settings, notes, None)
+        settings = load_processor(place)
+    backbone = _make_backbone(encoder, settings, None)
+    if settings is None:
+        where = f"{place} has no {PROCESSOR_FILE}" if place else f"This model was built without a {PROCESSOR_FILE}"
+        backbone.notes = (backbone.require_preprocessing().format_assumption(where),)
     if place:
         source = str(Path(place).absolute()) if Path(place).is_dir() else place
         backbone.origin = {"name": f"hf:{source}"}
     return backbone
 
 
-def _make_backbone(
-    module: PreTrainedModel, settings: dict[str, Any] | None, notes: tuple[str, ...], size: tuple[int, int] | None
-) -> Backbone:
+def _make_backbone(module: PreTrainedModel, settings: dict[str, Any] | None, size: tuple[int, int] | None) -> Backbone:
     if getattr(module.config, "num_channels", 3) != 3:
         raise build_unsteerable_error(module, f"It reads images of {module.config.num_channels} channels, not RGB.")
     own = to_sides(getattr(module.config, "image_size", None) or _guess_size(module.config))
@@ -131,7 +144,6 @@ def _make_backbone(
         if size is not None and hasattr(module.config, "patch_size"):
             _require_whole_patches(size, to_sides(module.config.patch_size))
         backbone = HfVisionBackbone(module, preprocessing)
-    backbone.notes = notes
     backbone.definition = {CONFIG_FILE: module.config.to_json_string(use_diff=True)}
     if settings is not None:
         backbone.definition = {**backbone.definition, PROCESSOR_FILE: json.dumps(settings, indent=2, sort_keys=True)}
@@ -157,6 +169,19 @@ def _require_whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> Non
                 what_to_do=f"The nearest multiple is {max(round(side / step), 1) * step}.",
                 code="backbone.wrong-image-size",
             )
+
+
+def _announce_licence(repository: str) -> None:
+    """Log a line on the licence of weights that are about to be downloaded from the hub."""
+    if Path(repository).is_dir() or is_cached(repository) or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        card: Any = HfApi().model_info(repository, timeout=TIMEOUT_SECONDS).card_data or {}
+    except Exception:  # what is wrong is said by the download that follows
+        return
+    announce_licence(
+        repository, card.get("license_name") or card.get("license"), f"https://huggingface.co/{repository}"
+    )
 
 
 def _load_config(place: str) -> Any:
@@ -200,36 +225,6 @@ def _find_class(config: Any) -> type[PreTrainedModel]:
     return found
 
 
-def _load_processor(place: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Return the settings of the image processor of a folder or repository, or None and a note on what is assumed.
-
-    Raises:
-        ToastError: The folder has an image processor that cannot be loaded.
-    """
-    if place:
-        try:
-            return _list_settings(AutoImageProcessor.from_pretrained(place, trust_remote_code=False)), ()
-        except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
-            if any((Path(place) / name).is_file() for name in PROCESSOR_FILES):
-                raise ToastError(
-                    f"The image processor in {place} could not be loaded.",
-                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                    f"Download {PROCESSOR_FILE} again, or remove it and set images.mean and images.std.",
-                    code="weights.cannot-load",
-                ) from error
-    where = f"{place} has no {PROCESSOR_FILE}" if place else f"This model was built without a {PROCESSOR_FILE}"
-    return None, (
-        f"{where}: images are resized to the model's own size, with mean and standard deviation of "
-        f"{GREY[0]} for each channel. If it was trained with others, set images.mean and images.std.",
-    )
-
-
-def _list_settings(processor: Any) -> dict[str, Any]:
-    settings = json.loads(processor.to_json_string())
-    assert isinstance(settings, dict)
-    return settings
-
-
 class _quiet:
     """Show only errors of transformers inside the block: its warnings are about parts that are not used here."""
 
@@ -257,7 +252,7 @@ def _load_folder(kind: type[PreTrainedModel], config: Any, place: str) -> PreTra
 def _load_file(kind: type[PreTrainedModel], config: Any, source: str, file: Path) -> PreTrainedModel:
     """Load weights from one file, as 'toast export --what backbone' or the authors write it."""
     try:
-        tensors = load_file(require_regular_file(file))
+        tensors = _read_tensors(file)
         with _quiet():
             loaded: Any = kind.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
@@ -266,12 +261,27 @@ def _load_file(kind: type[PreTrainedModel], config: Any, source: str, file: Path
         raise UsageError(
             f"There is no weights file {file}.", what_to_do="Check --weights.", code="weights.missing-file"
         ) from error
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (SafetensorError, RuntimeError, OSError, UnpicklingError, EOFError) as error:
         refuse_lfs_pointers(file)
+        if code := find_refused_code(file, error):
+            raise ToastError(
+                f"{file} was not loaded: it holds more than weights.",
+                f"It refers to {code}. Only tensors are read, because anything else could run code.",
+                "Save only the model's state_dict, preferably as safetensors.",
+                code="weights.unsafe-file",
+            ) from error
         raise _build_wrong_weights_error(str(file), source, " ".join(str(error).split())[:300]) from error
     module: PreTrainedModel = loaded[0]
     _require_all_weights(module, loaded[1], str(file))
     return module
+
+
+def _read_tensors(file: Path) -> dict[str, Any]:
+    file = require_regular_file(file)
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return found
 
 
 def _require_all_weights(module: PreTrainedModel, report: Any, place: str) -> None:

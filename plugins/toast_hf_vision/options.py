@@ -14,8 +14,8 @@ class HfVisionOptions(BackboneOptions):
     weights: str | None = Field(
         None,
         examples=["models/dinov3"],
-        description="folder in the layout of transformers, or .safetensors file; 'none': random weights; "
-        "default: the folder or the hub",
+        description="folder in the layout of transformers, or file (safetensors, .bin, .pt, .pth); 'none': random "
+        "weights; default: the folder or the hub",
     )
     image_size: ImageSide | tuple[ImageSide, ImageSide] | None = Field(
         None,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-from toast_cli.plugin import Preprocessing
+from transformers import AutoImageProcessor
+
+from toast_cli.plugin import Backbone, Preprocessing, ToastError
 from toast_timm.crop import compute_crop_pct
+
+PROCESSOR_FILE = "preprocessor_config.json"
+
+PROCESSOR_FILES = (PROCESSOR_FILE, "processor_config.json")
+
+GREY = (0.5, 0.5, 0.5)
+"""Mean and standard deviation where neither folder nor kind of model has an image processor."""
 
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The names of Pillow's resampling filters, by number."""
@@ -71,3 +82,45 @@ def read_preprocessing(settings: dict[str, Any], fallback: tuple[int, int]) -> P
         crop_pct,
         mode,
     )
+
+
+def load_processor(place: str | None) -> dict[str, Any] | None:
+    """Return the settings of the image processor of a folder or repository, or None if it has none.
+
+    Raises:
+        ToastError: The folder has an image processor that cannot be loaded.
+    """
+    if place:
+        try:
+            return _list_settings(AutoImageProcessor.from_pretrained(place, trust_remote_code=False))
+        except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
+            if any((Path(place) / name).is_file() for name in PROCESSOR_FILES):
+                raise ToastError(
+                    f"The image processor in {place} could not be loaded.",
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                    f"Download {PROCESSOR_FILE} again, or remove it and set images.mean and images.std.",
+                    code="weights.cannot-load",
+                ) from error
+    return None
+
+
+def describe_preprocessing(
+    place: str, file: Path | None, weights: str | None, settings: dict[str, Any] | None, backbone: Backbone
+) -> str | None:
+    """Return where the preprocessing comes from, unless it is that of the model that the user named."""
+    if weights == "none":
+        return None
+    if settings is None:
+        lacking = f"{place} has no {PROCESSOR_FILE}"
+        if file is not None:
+            lacking = f"neither {file} nor {place} records how images are prepared"
+        return backbone.require_preprocessing().format_assumption(lacking)
+    if weights is not None and file is None:
+        return f"Weights from {weights}. Images are prepared as its {PROCESSOR_FILE} says."
+    return None
+
+
+def _list_settings(processor: Any) -> dict[str, Any]:
+    settings = json.loads(processor.to_json_string())
+    assert isinstance(settings, dict)
+    return settings

@@ -42,9 +42,10 @@ def build_any_model(model: str, options: TimmOptions) -> Backbone:
     backbone = _find_family(module, model)
     backbone.origin, backbone.unused_parts = None, ()
     backbone.classifier = partial(load_pretrained_classifier, **source)
-    backbone.normalization_note = describe_normalization(model, options.weights)
     if options.image_shape is not None and backbone.preprocessing is not None:
         backbone.preprocessing = replace(backbone.preprocessing, image_size=options.image_shape)
+    if backbone.preprocessing is not None:
+        backbone.normalization_note = describe_normalization(model, options.weights, backbone.preprocessing)
     return backbone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -13,7 +14,7 @@ import timm
 from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
-from toast_cli.plugin import ToastError, UsageError, find_refused_code, refuse_lfs_pointers
+from toast_cli.plugin import Preprocessing, ToastError, UsageError, find_refused_code, refuse_lfs_pointers
 
 CONFIG_FILE = "config.json"
 
@@ -59,23 +60,23 @@ def load_from_path(model: str, path: Path, create: Callable[..., nn.Module]) -> 
             ) from error
         raise ToastError(
             f"{path} does not hold the weights of '{model}', or is damaged.",
-            truncate(str(error)),
+            truncate(str(error), 400),
             "Give the --backbone that the file was made for, or download the file again.",
             code="weights.wrong-model",
         ) from error
 
 
-def describe_normalization(model: str, weights: str | None) -> str | None:
-    """Return from where mean and std are known for weights from a path, if not from the one configuration of a model.
+def describe_normalization(model: str, weights: str | None, preprocessing: Preprocessing) -> str | None:
+    """Return from where the preprocessing is known for weights from a path, unless a model has one configuration.
 
-    A folder has them in its configuration. A file has none: if the published weights of the model disagree about them,
-    the sentence is a warning.
+    A folder has it in its configuration. A file has none: if the published weights of the model disagree about mean and
+    std, the sentence is a warning.
     """
     if weights in (None, "none"):
         return None
     path = Path(weights or "").expanduser()
     if path.is_dir():
-        return f"Weights from {weights}. Images are normalized as its {CONFIG_FILE} says."
+        return f"Weights from {weights}. Images are prepared as its {CONFIG_FILE} says."
     configs = get_arch_pretrained_cfgs(model)
     assumed = timm.get_pretrained_cfg(model)
     if assumed is None:
@@ -86,10 +87,10 @@ def describe_normalization(model: str, weights: str | None) -> str | None:
     if not others:
         return None
     alternatives = ", ".join(f"{_format_statistics(*values)} ({name})" for values, name in reversed(others.items()))
-    return (
-        f"Warning: {weights} does not record how images are normalized. Assumed: {_format_statistics(*own)}, as for "
-        f"{assumed.architecture}{f'.{assumed.tag}' if assumed.tag else ''}. Other weights of this model need "
-        f"{alternatives}. images.normalize=imagenet, images.normalize=half, or images.mean and images.std set it."
+    return preprocessing.format_assumption(
+        f"{weights} does not record how images are prepared",
+        f", as for {assumed.architecture}{f'.{assumed.tag}' if assumed.tag else ''}. Other weights of this model need "
+        f"{alternatives}",
     )
 
 
@@ -147,6 +148,8 @@ def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
     missing: list[str] = []
     unexpected: list[str] = []
     stock = nn.Module.load_state_dict
+    logger = logging.getLogger("timm.models._builder")  # it warns of keys that are checked here
+    level = logger.level
 
     def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = stock(self, *args, **kwargs)
@@ -155,10 +158,12 @@ def _record_state_dict_keys() -> Iterator[tuple[list[str], list[str]]]:
         return result
 
     nn.Module.load_state_dict = load  # type: ignore[method-assign]
+    logger.setLevel(logging.ERROR)
     try:
         yield missing, unexpected
     finally:
         nn.Module.load_state_dict = stock  # type: ignore[method-assign]
+        logger.setLevel(level)
 
 
 def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str]) -> None:
@@ -169,6 +174,12 @@ def _require_all_weights(module: nn.Module, missing: Sequence[str], unexpected: 
     Raises:
         ValueError: Keys are missing or unexpected.
     """
+    if any(name.startswith("fc_norm.") for name in unexpected) and any(name.startswith("norm.") for name in missing):
+        raise ValueError(
+            "The file is of a model that pools the mean of all patches and then applies a norm (fc_norm), as MAE's "
+            "fine-tuned models do. This model pools its class token after a norm, whose weights the file lacks. Use "
+            "the pre-trained file of the same authors, or a model that pools in the same way."
+        )
     own = {name for name, _ in module.named_children()}
     foreign = [name for name in unexpected if name.split(".")[0] in own]
     for what, names in (("lacks", missing), ("has weights that are not in the model:", foreign)):

@@ -19,15 +19,23 @@ from toast_cli.plugin import (
     Preprocessing,
     ToastError,
     UsageError,
+    announce_licence,
     did_you_mean,
     find_refused_code,
     refuse_lfs_pointers,
     require_regular_file,
 )
 from toast_timm.classifier import select_classes
-from toast_timm.crop import compute_crop_pct
 from toast_torchvision.convolutional import ResNetBackbone, TorchvisionConvNeXtBackbone
 from toast_torchvision.options import TorchvisionModelOptions
+from toast_torchvision.published_weights import (
+    assume_preprocessing,
+    find_published_weights,
+    is_weights_name,
+    list_published_weights,
+    match_weights_file,
+    read_weights_preprocessing,
+)
 from toast_torchvision.swin import TorchvisionSwinBackbone
 from toast_torchvision.vit import TorchvisionVitBackbone
 
@@ -38,8 +46,7 @@ BACKBONES: dict[type[nn.Module], type[Backbone]] = {
     models.ResNet: ResNetBackbone,
 }
 
-IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875)
-"""The preprocessing of most of torchvision's weights."""
+WEIGHTS_PAGE = "https://docs.pytorch.org/vision/stable/models.html"
 
 
 def build_torchvision(model: str, options: TorchvisionModelOptions) -> Backbone:
@@ -50,26 +57,37 @@ def build_torchvision(model: str, options: TorchvisionModelOptions) -> Backbone:
         ToastError: The weights cannot be loaded, or the model cannot be steered.
     """
     kind = _find_kind(model)
-    weights = _find_weights(model, options.weights)
-    arguments = {}
-    if issubclass(kind, models.VisionTransformer) and options.image_shape is not None:
-        arguments["image_size"] = _require_square(options.image_shape)
-    module = models.get_model(model, **({"weights": None} if weights is not None else {}), **arguments)
+    weights = find_published_weights(model, options.weights)
     if options.weights is None and weights is None:
         raise ToastError(
             f"torchvision publishes no weights for '{model}'.",
             what_to_do="Give your own: --weights FILE. --weights none starts from random weights.",
             code="weights.not-published",
         )
-    if options.weights != "none":
-        named = options.weights is None or _is_name(model, options.weights)
-        tensors = _download(model, weights) if named else _read_file(Path(str(options.weights)).expanduser(), model)
+    tensors, note = None, None
+    if options.weights is None or is_weights_name(model, options.weights):
+        _announce_licence(model, weights)
+        tensors = _download(model, weights)
+    elif options.weights != "none":
+        file = Path(options.weights).expanduser()
+        tensors = _read_file(file, model)
+        weights, note = match_weights_file(model, file, tensors)
+    arguments = {}
+    if issubclass(kind, models.VisionTransformer):
+        if options.image_shape is not None:
+            arguments["image_size"] = _require_square(options.image_shape)
+        elif weights is not None:
+            arguments["image_size"] = read_weights_preprocessing(weights).image_size[0]
+    module = models.get_model(model, **({"weights": None} if weights is not None else {}), **arguments)
+    if tensors is not None:
         _load_tensors(module, tensors, model, str(options.weights or weights))
-    preprocessing, notes = _get_preprocessing(module, weights, f"torchvision publishes no weights for '{model}'")
+    preprocessing = assume_preprocessing(module) if weights is None else read_weights_preprocessing(weights)
     if options.image_shape is not None:
         preprocessing = replace(preprocessing, image_size=options.image_shape)
     backbone = _make_backbone(module.eval(), preprocessing)
-    backbone.notes = notes
+    if weights is None and tensors is not None:
+        note = preprocessing.format_assumption(f"torchvision publishes no weights for '{model}'")
+    backbone.normalization_note = note
     backbone.classifier = partial(_select_classifier, backbone, model)
     return backbone
 
@@ -80,10 +98,10 @@ def wrap_torchvision(module: nn.Module) -> Backbone:
     Raises:
         ToastError: The model cannot be steered.
     """
-    why = "A torchvision model does not record the preprocessing of its weights"
-    preprocessing, notes = _get_preprocessing(module, None, why)
+    preprocessing = assume_preprocessing(module)
     backbone = _make_backbone(module, preprocessing)
-    backbone.notes = notes
+    why = "a torchvision model does not record the preprocessing of its weights"
+    backbone.notes = (preprocessing.format_assumption(why),)
     return backbone
 
 
@@ -125,47 +143,6 @@ def _find_kind(model: str) -> type[nn.Module]:
     return found.get(name, nn.Module)
 
 
-def _list_weights(model: str) -> Any:
-    """Return the enumeration of torchvision's weights of a model, or no weights for a model of another author."""
-    try:
-        return models.get_model_weights(model)
-    except ValueError:
-        return {}
-
-
-def _is_name(model: str, weights: str) -> bool:
-    return weights in getattr(_list_weights(model), "__members__", ())
-
-
-def _find_weights(model: str, name: str | None) -> Any:
-    """Return torchvision's weights of this name, or the default ones for any other; None if it has none."""
-    published = _list_weights(model)
-    if name is not None and _is_name(model, name):
-        return published[name]
-    return getattr(published, "DEFAULT", None)
-
-
-def _get_preprocessing(module: nn.Module, weights: Any, why: str) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Return the preprocessing of weights, or the usual one and a note that says so."""
-    side = getattr(module, "image_size", None)
-    if weights is None:
-        preprocessing = IMAGENET if side is None else replace(IMAGENET, image_size=(side, side))
-        note = (
-            f"{why}: images are resized to {preprocessing.image_size[0]} pixels, with ImageNet's mean and standard "
-            "deviation. If the model was trained with others, set images.mean and images.std."
-        )
-        return preprocessing, (note,)
-    steps = weights.transforms()
-    crop = steps.crop_size[0]
-    return Preprocessing(
-        (crop, crop),
-        tuple(steps.mean),
-        tuple(steps.std),
-        steps.interpolation.value,
-        compute_crop_pct(crop, steps.resize_size[0]),
-    ), ()
-
-
 def _require_square(size: tuple[int, int]) -> int:
     height, width = size
     if height != width:
@@ -175,6 +152,15 @@ def _require_square(size: tuple[int, int]) -> int:
             code="backbone.wrong-image-size",
         )
     return height
+
+
+def _announce_licence(model: str, weights: Any) -> None:
+    """Log a line on the licence of published weights that are about to be downloaded."""
+    name = weights.url.rpartition("/")[2]
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / name).is_file():
+        page = weights.meta.get("license", WEIGHTS_PAGE)
+        licence = "other" if "license" in weights.meta else None
+        announce_licence(f"torchvision:{model} ({weights.name})", licence, page)
 
 
 def _download(model: str, weights: Any) -> dict[str, Tensor]:
@@ -194,7 +180,7 @@ def _download(model: str, weights: Any) -> dict[str, Tensor]:
 def _read_file(path: Path, model: str) -> dict[str, Tensor]:
     if not path.is_file():
         what = f"{path} is not a weights file." if path.exists() else f"There is no weights file {path}."
-        names = ", ".join(getattr(_list_weights(model), "__members__", ()))
+        names = ", ".join(getattr(list_published_weights(model), "__members__", ()))
         raise UsageError(
             what,
             what_to_do="Check --weights (or backbone.weights in the recipe)."

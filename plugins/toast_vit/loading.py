@@ -35,5 +35,5 @@ def build_vit(model: str, options: VitOptions) -> VitBackbone:
     check_image_size(module, options)
     backbone = VitBackbone(module, get_preprocessing(module, size), options.value_bias)
     backbone.classifier = partial(load_pretrained_classifier, **source)
-    backbone.normalization_note = describe_normalization(model, options.weights)
+    backbone.normalization_note = describe_normalization(model, options.weights, backbone.require_preprocessing())
     return backbone

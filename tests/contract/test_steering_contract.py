@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import PretuningOptions
 from toast_cli.steering import steering as steering_module
 from toast_cli.steering.folding import FoldedSteering
-from toast_cli.steering.steering import Steering, compute_steered_features, run_one_pass, run_two_passes
+from toast_cli.steering.steering import Steering, compute_steered_features, run_first_pass, run_one_pass, run_two_passes
 from toast_cli.storage.adapter import build_adapter_config, save_adapter_folder
 from toast_cli.storage.load_model import load_model
 from toast_cli.tasks.classification import ClassificationOptions, build_classification
@@ -32,7 +32,8 @@ CLASSES = ("a", "b", "c")
 
 def draw_inputs(backbone: Backbone, batch: int = 2) -> Any:
     torch.manual_seed(1)
-    return backbone.example(batch)
+    inputs = backbone.example(batch)
+    return inputs.to(next(backbone.module.parameters()).dtype) if isinstance(inputs, Tensor) else inputs
 
 
 def build_steering(backbone: Backbone, levels: range | None = None) -> Steering:
@@ -41,8 +42,11 @@ def build_steering(backbone: Backbone, levels: range | None = None) -> Steering:
     steering = Steering(backbone, levels)
     with torch.no_grad():
         for parameter in steering.feedback.parameters():
-            nn.init.normal_(parameter, std=0.1)
-        z = run_one_pass(backbone, draw_inputs(backbone)).first.compared.movedim(backbone.channel_dim, -1)
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        dtype = next(backbone.module.parameters()).dtype
+        steering.to(dtype)
+        first = run_first_pass(backbone, steering.levels, draw_inputs(backbone))[1]
+        z = first.compared.movedim(backbone.channel_dim, -1)
         steering.selection.xi.copy_(nn.functional.normalize(z, dim=-1).flatten(0, -2).mean(0))
     return steering
 
@@ -74,20 +78,31 @@ def skip_texts(backbone: Backbone) -> None:
 def test_folded_and_composed_feedback_give_the_same_features(
     backbone: Backbone, feedback: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backbone = deepcopy(backbone)
+    backbone.module.double()  # the last blocks of some models have scales of 1e-5
     middle, count = len(backbone.levels) // 2, len(backbone.levels)
-    steering = build_steering(
-        backbone, {"full": range(count), "early": range(middle), "late": range(middle, count)}[feedback]
+    levels = {"full": range(count), "early": range(middle), "late": range(middle, count)}[feedback]
+    steering, inputs = build_steering(backbone, levels), draw_inputs(backbone)
+    expected, plain = (
+        run_two_passes(backbone, steering, inputs).last.pooled,
+        run_one_pass(backbone, inputs).last.pooled,
     )
-    inputs = draw_inputs(backbone)
-    expected = run_two_passes(backbone, steering, inputs).last.pooled
-    assert not is_close(expected, run_one_pass(backbone, inputs).last.pooled)
+    effect = float((expected - plain).abs().max())
+    assert effect > 1e-6 * float(plain.abs().max())
+
+    def is_same(features: Tensor) -> bool:
+        return float((features - expected).abs().max()) < 1e-5 * effect
+
     folded = FoldedSteering(steering, backbone)
-    assert is_close(run_two_passes(backbone, folded, inputs).last.pooled, expected)
-    assert is_close(compute_steered_features(backbone, folded, inputs), expected)
-    for composed in (False, True):
-        for name in ("is_composition_cheaper", "is_value_composition_cheaper"):
-            monkeypatch.setattr(steering_module, name, lambda *_, value=composed: value)
-        assert is_close(compute_steered_features(backbone, steering, inputs), expected)
+    assert is_same(run_two_passes(backbone, folded, inputs).last.pooled)
+    assert is_same(compute_steered_features(backbone, folded, inputs))
+    linear = all(backbone.levels[index].undo == "linear" for index in levels)  # maps are not composed
+    at_values = all(backbone.value_weight(index) is not None for index in levels)
+    ways = [(False, False), *([(True, False)] * linear), *([(True, True)] * (linear and at_values))]
+    for composed, to_values in ways:
+        monkeypatch.setattr(steering_module, "is_composition_cheaper", lambda *_, value=composed: value)
+        monkeypatch.setattr(steering_module, "is_value_composition_cheaper", lambda *_, value=to_values: value)
+        assert is_same(compute_steered_features(backbone, steering, inputs))
 
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])

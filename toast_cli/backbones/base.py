@@ -132,6 +132,22 @@ class Preprocessing:
     crop_pct: float = 1.0
     crop_mode: CropMode = "center"
 
+    def format_summary(self) -> str:
+        """Return the preprocessing in words."""
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        height, width = self.image_size
+        return (
+            f"mean ({mean}) and std ({std}), {height} × {width} pixels, {self.interpolation}, "
+            f"crop {self.crop_pct:.3g} ({self.crop_mode})"
+        )
+
+    def format_assumption(self, why: str, origin: str = "") -> str:
+        """Return the warning that this preprocessing is assumed, with the reason and where it comes from."""
+        return (
+            f"Warning: {why}. Assumed: {self.format_summary()}{origin}. images.normalize=imagenet, "
+            "images.normalize=half, or images.mean and images.std change mean and std."
+        )
+
 
 @dataclass(frozen=True)
 class TextLimits:
@@ -229,8 +245,8 @@ class Backbone(ABC):
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
     `steering_error` is why the network cannot be steered; it then has no levels, and takes methods with one pass.
     `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level.
-    `normalization_note` is a sentence for weights from a file: where the mean and std of `preprocessing` come from.
-    None: the file's own configuration or that of the published weights.
+        `normalization_note` is a sentence on where `preprocessing` comes from, which begins with "Warning:" if it is
+    assumed. None: the configuration of the published weights, or the weights' own.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network
     again, except for its weights perhaps; None if there is none. `unused_parts` are modules that no pass runs, such as

@@ -109,7 +109,7 @@ class Session:
         }
 
     def describe_choices(self) -> list[str]:
-        """Return notes on the backbone, on adapted layers and end tokens of a language model, and a recommended rate."""
+        """Return notes on the backbone, on the adapted layers and end tokens of texts, and a recommended rate."""
         method = self.model.adapted.notes if self.model.objective.target == "text" else ()
         rate = [] if self.rate is None else [self.rate.message]
         return [*self.describe_backbone(), *method, *self.ends.notes, *rate]
@@ -127,22 +127,22 @@ class Session:
         return find_recommended_rate(self.recipe.method.name, parameters)
 
     def describe_backbone(self) -> list[str]:
-        """Return the backbone's notes and, for weights from a path, how images are normalized."""
+        """Return the backbone's notes and, if its weights do not record it, how images are prepared."""
         backbone, weights, images = self.model.backbone, self.recipe.backbone.weights, self.recipe.images
-        notes = list(backbone.notes)
-        if weights in (None, "none") or backbone.preprocessing is None:
+        notes, preprocessing = list(backbone.notes), backbone.preprocessing
+        from_path = weights not in (None, "none")
+        if preprocessing is None:
             return notes
-        if backbone.normalization_note is not None and not images.sets_normalization:
+        if images.sets_normalization:
+            summary = preprocessing.format_summary()
+            line = f"Weights from {weights}. Images: {summary}; mean and std as set in the recipe."
+            return [*notes, line] if from_path else notes
+        if backbone.normalization_note is not None:
             return [*notes, backbone.normalization_note]
-        mean, std = (
-            ", ".join(f"{value:.3g}" for value in values)
-            for values in (backbone.preprocessing.mean, backbone.preprocessing.std)
-        )
-        origin = "as set in the recipe"
-        if not images.sets_normalization:
-            origin = f"as for the published weights of {self.recipe.backbone.name}; images.normalize, or images.mean "
-            origin += "and images.std, change this"
-        return [*notes, f"Weights from {weights}. Images are normalized with mean ({mean}) and std ({std}), {origin}."]
+        if not from_path:
+            return notes
+        origin = f", as for the published weights of {self.recipe.backbone.name}"
+        return [*notes, preprocessing.format_assumption(f"{weights} does not record how images are prepared", origin)]
 
     def move_to_device(self) -> None:
         """Move the model to the device, or shard it over the processes with `training.shard`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +15,15 @@ import transformers as hf
 from safetensors.torch import save_file
 
 import toast_cli
-from tests.contract.tiny_models.hf_vision import CONFIGURATIONS, SHAPE, write_configuration
+from tests.contract.tiny_models.hf_vision import CONFIGURATIONS, PROCESSOR, SHAPE, write_configuration
 from toast_cli import registry
 from toast_cli.backbones.base import Backbone, Preprocessing, State, Trace
 from toast_cli.steering.steering import Steering, run_two_passes
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_hf_vision import backbone as backbone_module
+from toast_hf_vision import loading
 from toast_hf_vision.loading import wrap_hf_vision
+from toast_hf_vision.options import HfVisionOptions
 from toast_hf_vision.preprocessing import read_preprocessing
 
 
@@ -184,16 +189,80 @@ def test_preprocessing_is_that_of_the_image_processor(settings: dict[str, Any], 
 
 def test_a_folder_without_image_processor_says_what_is_assumed_and_a_damaged_one_is_an_error(tmp_path: Path) -> None:
     folder = write_configuration("vit", tmp_path / "vit")
-    assert not build(folder, weights="none").notes
+    random: Any = build(folder, weights="none")
+    random.module.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    assert build(folder).normalization_note is None
     (folder / "preprocessor_config.json").write_text("{")
     with pytest.raises(ToastError, match="image processor"):
         build(folder, weights="none")
     (folder / "preprocessor_config.json").unlink()
-    (note,) = build(folder, weights="none").notes
-    assert "mean and standard deviation of 0.5" in note
-    assert build(folder, weights="none").preprocessing == Preprocessing(
-        (32, 32), (0.5,) * 3, (0.5,) * 3, crop_mode="squash"
-    )
+    backbone = build(folder)
+    note = backbone.normalization_note
+    assert note is not None and note.startswith(f"Warning: {folder} has no preprocessor_config.json")
+    assert "mean (0.5, 0.5, 0.5)" in note and "32 × 32 pixels, bicubic, crop 1 (squash)" in note
+    assert backbone.preprocessing == Preprocessing((32, 32), (0.5,) * 3, (0.5,) * 3, crop_mode="squash")
+
+
+def test_weights_of_another_folder_bring_their_preprocessing_and_those_of_a_file_do_not(tmp_path: Path) -> None:
+    folder, other = (write_configuration("vit", tmp_path / name) for name in ("a", "b"))
+    for each in (folder, other):
+        random: Any = build(each, weights="none")
+        random.module.save_pretrained(each)
+    (other / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, "image_mean": [0.1, 0.1, 0.1]}))
+    backbone: Any = build(folder, weights=str(other))
+    assert backbone.require_preprocessing().mean == (0.1, 0.1, 0.1)
+    assert backbone.normalization_note is not None and backbone.normalization_note.startswith(f"Weights from {other}.")
+    (other / "preprocessor_config.json").unlink()
+    note = build(folder, weights=str(other)).normalization_note
+    assert note is not None and f"Warning: {other} has no" in note and str(folder) not in note
+    torch.save(backbone.module.state_dict(), tmp_path / "weights.bin")
+    from_file: Any = build(folder, weights=str(tmp_path / "weights.bin"))
+    assert from_file.normalization_note is None, "the session warns, with the preprocessing of the named model"
+    assert from_file.require_preprocessing().mean == (0.5, 0.4, 0.3)
+    for name, tensor in backbone.module.state_dict().items():
+        assert torch.equal(from_file.module.state_dict()[name], tensor)
+    with pytest.raises(ToastError) as missing:
+        build(folder, weights=str(tmp_path / "lost.bin"))
+    assert missing.value.code == "weights.missing-file"
+
+
+def test_a_model_that_packs_patches_is_refused_and_an_unknown_failure_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: object, pixel_values: torch.Tensor, target_sizes: object = None) -> None:
+        raise AttributeError("of target_sizes")
+
+    folder = write_configuration("vit", tmp_path / "vit")
+    with monkeypatch.context() as patched, pytest.raises(ToastError, match="target_sizes") as refused:
+        patched.setattr(hf.ViTModel, "forward", forward)
+        build(folder, weights="none")
+    assert refused.value.code == "backbone.cannot-steer"
+
+    def fail(*_: object) -> None:
+        raise AttributeError("a mistake")
+
+    monkeypatch.setattr(backbone_module.HfVisionBackbone, "_run_model", fail)
+    with pytest.raises(ToastError, match="a mistake") as failed:
+        build(folder, weights="none")
+    assert failed.value.code == "backbone.cannot-run"
+
+
+def test_the_licence_is_announced_before_a_download(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = {"license": "other", "license_name": "dinov3-license"}
+    monkeypatch.setattr(loading.HfApi, "model_info", lambda *_, **__: SimpleNamespace(card_data=card))
+    monkeypatch.setattr(loading, "use_offline_if_unreachable", nullcontext)
+    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", False)
+
+    def refuse(*_: object, **__: object) -> None:
+        assert "ai.meta.com/resources/models-and-libraries/dinov3-license" in caplog.text
+        raise OSError("no network")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ToastError, match="no network"):
+        registry.load_backbone_card("hf:owner/never-seen").build(HfVisionOptions(name="hf:owner/never-seen"))
 
 
 def test_the_files_define_the_network(tmp_path: Path) -> None:

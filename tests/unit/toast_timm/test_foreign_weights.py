@@ -17,6 +17,7 @@ from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from toast_cli import registry
+from toast_cli.backbones.base import Preprocessing
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.utils.errors import ToastError
 from toast_timm.loading import build_module
@@ -181,16 +182,31 @@ def test_a_file_for_a_model_whose_weights_disagree_about_the_mean_is_warned_of(n
 
     card = registry.load_backbone_card(name)
     model = card.source.removeprefix("timm, ")
-    note = describe_normalization(model, "mae.pth")
-    assert describe_normalization(model, "none") is None and describe_normalization(model, None) is None
+    config = timm.get_pretrained_cfg(model)
+    assert config is not None
+    known = Preprocessing((224, 224), config.mean, config.std, crop_pct=0.9)
+    note = describe_normalization(model, "mae.pth", known)
+    assert all(describe_normalization(model, weights, known) is None for weights in ("none", None))
     if assumed is None:
         assert note is None
     else:
         assert note is not None and note.startswith("Warning: mae.pth")
-        assert assumed in note and "0.485" in note and "images.normalize" in note
+        assert (
+            assumed in note and "0.485" in note and "bicubic, crop 0.9 (center)" in note and "images.normalize" in note
+        )
 
 
 def test_a_mean_that_is_set_needs_no_warning() -> None:
     assert ImageOptions(normalize="imagenet").sets_normalization
     assert ImageOptions(mean=(0.1, 0.1, 0.1)).sets_normalization
     assert not ImageOptions().sets_normalization
+
+
+def test_a_file_of_a_model_that_pools_the_mean_is_refused_with_that_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MAE's fine-tuned models have `fc_norm` after the mean of the patches, and no `norm` before."""
+    torch.save({"model": make("test_vit", global_pool="avg").state_dict()}, tmp_path / "mae.pth")
+    with pytest.raises(ToastError, match="pools the mean") as refused:
+        build_module("test_vit", str(tmp_path / "mae.pth"), {}, "a ViT", ("*vit*",))
+    assert refused.value.code == "weights.wrong-model" and "Unexpected keys" not in caplog.text

@@ -21,6 +21,7 @@ from toast_cli.backbones.base import Backbone, Preprocessing, State, Trace
 from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import Steering, run_one_pass, run_two_passes
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_torchvision.published_weights import match_weights_file
 
 SWINS = ["toast_tiny_swin", "toast_tiny_swin_v2"]
 
@@ -172,7 +173,7 @@ def test_preprocessing_is_that_of_the_published_weights(name: str, expected: tup
 def test_what_is_assumed_about_a_model_without_a_name_is_said() -> None:
     backbone = registry.wrap_model(models.resnet18(), library="torchvision")
     (note,) = backbone.notes
-    assert "224 pixels" in note and "images.mean" in note
+    assert note.startswith("Warning: a torchvision model") and "224 × 224 pixels" in note and "images.mean" in note
     assert backbone.preprocessing == Preprocessing(
         (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875
     )
@@ -255,3 +256,34 @@ def test_a_model_of_real_size_is_the_stock_model_without_signals_and_learns(name
     assert torch.equal(passes.first.pooled, backbone.stock(images))
     passes.last.pooled.sum().backward()
     assert all(parameter.grad is not None for parameter in steering.feedback.parameters())
+
+
+def test_a_file_is_matched_to_its_published_weights_by_name_or_size(tmp_path: Path) -> None:
+    weights = models.ViT_B_16_Weights
+    large = {
+        "encoder.pos_embedding": torch.zeros(1, 24 * 24 + 1, 1),
+        "conv_proj.weight": torch.zeros(1, 3, 16, 16),
+    }
+    small = {**large, "encoder.pos_embedding": torch.zeros(1, 14 * 14 + 1, 1)}
+    known, note = match_weights_file("vit_b_16", Path("vit_b_16_swag-9ac1b537.pth"), large)
+    assert known is weights.IMAGENET1K_SWAG_E2E_V1 and note is not None and "Warning" not in note
+    by_size, note = match_weights_file("vit_b_16", Path("own.pth"), large)
+    assert by_size is weights.IMAGENET1K_SWAG_E2E_V1
+    assert note is not None and note.startswith("Warning: own.pth") and "384 × 384 pixels, bicubic" in note
+    default, note = match_weights_file("vit_b_16", Path("own.pth"), small)
+    assert default is weights.IMAGENET1K_V1 and note is not None and "IMAGENET1K_SWAG_E2E_V1" in note
+    assert match_weights_file("resnet18", Path("own.pth"), {}) == (models.ResNet18_Weights.IMAGENET1K_V1, None)
+
+
+def test_the_licence_is_announced_before_a_download(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        assert "SWAG/blob/main/LICENSE" in caplog.text
+        raise OSError("no network")
+
+    monkeypatch.setattr(models.ViT_B_16_Weights, "get_state_dict", refuse)
+    with pytest.raises(ToastError, match="no network"):
+        build("vit_b_16", weights="IMAGENET1K_SWAG_E2E_V1")

@@ -35,4 +35,10 @@ def test_the_assumption_is_a_line_of_its_own_unless_the_recipe_sets_it() -> None
     (_, line) = describe("w.pth", WARNING, normalize="imagenet")
     assert "Warning" not in line and "as set in the recipe" in line
     (_, line) = describe("w.pth", None)
-    assert "as for the published weights of vit_x; images.normalize" in line
+    assert line.startswith("Warning: w.pth does not record") and "as for the published weights of vit_x" in line
+    for assumed in ("mean (0.5, 0.5, 0.5)", "std (0.5", "32 × 32 pixels", "bicubic", "crop 1 (center)"):
+        assert assumed in line
+
+
+def test_published_weights_without_preprocessing_are_warned_of_too() -> None:
+    assert describe(None, "Warning: hf:x has none.") == ["A note.", "Warning: hf:x has none."]
