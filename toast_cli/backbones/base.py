@@ -245,7 +245,7 @@ class Backbone(ABC):
     `module` that only `level` calls, each as a whole: the units of sharding. `notes` are sentences for the user.
     `steering_error` is why the network cannot be steered; it then has no levels, and takes methods with one pass.
     `signal_entry` says in a few words where a signal enters; None: as `steers_values` says of every level.
-        `normalization_note` is a sentence on where `preprocessing` comes from, which begins with "Warning:" if it is
+    `normalization_note` is a sentence on where `preprocessing` comes from, which begins with "Warning:" if it is
     assumed. None: the configuration of the published weights, or the weights' own.
 
     Two attributes are for models that a user has built. `origin` is the section of a recipe that builds the network

@@ -128,10 +128,9 @@ def merge_output_rows(network: nn.Module, *, untie: bool = False) -> None:
 def get_merged_output_layer(network: nn.Module) -> tuple[str, Tensor] | None:
     """Return the name of the layer with trained rows and its weight `[V, d]` with them added; None without any."""
     for name, layer in network.named_modules():
-        if isinstance(added := getattr(layer, "output_rows", None), OutputRows):
-            merged: Any = layer
-            weight: Tensor = merged.weight
-            return name, weight.index_add(0, added.tokens, added.rows.to(weight.dtype))
+        added = getattr(layer, "output_rows", None)
+        if isinstance(added, OutputRows) and isinstance(layer, nn.Linear):
+            return name, layer.weight.index_add(0, added.tokens, added.rows.to(layer.weight.dtype))
     return None
 
 

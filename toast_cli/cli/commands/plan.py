@@ -114,7 +114,7 @@ def run_plan(
             )
         else:
             costs = estimate_method_costs(recipe_of, limit, reporter.report_message, others, timed)
-        found = list(reporter.track_progress(costs, len(list_variants(others, timed)), "measuring"))
+        found = list(reporter.track_progress(costs, len(list_variants(others, timed, texts=takes_texts)), "measuring"))
     if as_json:
         plan = {"memory": limit, "device": str(accelerator.device), "ways": [asdict(each) for each in found]}
         print_json(plan if lengths is None else {**plan, "texts": asdict(lengths)})
