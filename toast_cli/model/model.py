@@ -29,7 +29,12 @@ from toast_cli.steering.folding import FoldedSteering
 from toast_cli.steering.steering import PassOutputs, Steering, run_one_pass
 from toast_cli.tasks.base import EpochSelection, Objective
 from toast_cli.tasks.language import LanguageModeling
-from toast_cli.tasks.output_rows import disable_output_rows, merge_output_rows, remove_output_rows
+from toast_cli.tasks.output_rows import (
+    disable_output_rows,
+    get_merged_output_layer,
+    merge_output_rows,
+    remove_output_rows,
+)
 from toast_cli.utils.errors import ToastError, UsageError, require_type
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
@@ -290,6 +295,11 @@ def merge_model(model: Model) -> Model:
     merge_peft_layers_in_place(merged.backbone.module)
     merge_output_rows(merged.backbone.module, untie=True)
     return merged.requires_grad_(False)
+
+
+def find_trained_output_layer(model: Model) -> tuple[str, Tensor] | None:
+    """Return the name of the output layer with trained rows and its weight `[V, d]` with them; None without any."""
+    return get_merged_output_layer(model.backbone.module)
 
 
 def get_merged_state_dict(model: Model) -> dict[str, Tensor]:

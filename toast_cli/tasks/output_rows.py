@@ -113,13 +113,13 @@ def merge_output_rows(network: nn.Module, *, untie: bool = False) -> None:
             raise UsageError(
                 "The trained rows of the end tokens cannot be merged into the backbone's weights.",
                 "Its output layer and its input embedding are the same weights, and only the output is trained.",
-                "Export with --format hf, which keeps the rows apart, or train with task.end_tokens=frozen.",
+                "Export with --format hf or --what full, or train with task.end_tokens=frozen.",
                 code="method.cannot-merge",
             )
         added: Any = layer.output_rows
-        if shared:
-            layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
         weight: Any = layer.weight
+        if shared:
+            weight = layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
         weight[added.tokens] += added.rows.to(weight.dtype)
     remove_output_rows(network)
 

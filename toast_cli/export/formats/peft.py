@@ -73,8 +73,8 @@ def write_peft(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     import torch
     from peft import get_peft_model_state_dict
 
+    from toast_cli.model.model import find_trained_output_layer
     from toast_cli.storage.model_card import format_peft_card
-    from toast_cli.tasks.output_rows import get_merged_output_layer
     from toast_cli.utils.files import write_tensors, write_text
 
     model, dtype = loaded.model, getattr(torch, wanted.dtype)
@@ -87,7 +87,7 @@ def write_peft(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     mapping = None
     if model.backbone.preprocessing is None:
         config.task_type = "CAUSAL_LM"
-        if (output := get_merged_output_layer(network)) is not None:
+        if (output := find_trained_output_layer(model)) is not None:
             name, weight = output
             config.modules_to_save = [name.rpartition(".")[2]]
             tensors[f"{name}.weight"] = weight
