@@ -55,6 +55,11 @@ NOISY_LOGGERS = ("bitsandbytes", "torch.utils._pytree")
 of calls of another library."""
 
 
+def is_error(record: logging.LogRecord) -> bool:
+    """Return whether a record is an error. A filter stays on a logger whose level torch resets when it is imported."""
+    return record.levelno >= logging.ERROR
+
+
 class ToastGroup(CommandGroup):
     """The root command group, which handles the errors of every command."""
 
@@ -65,7 +70,7 @@ class ToastGroup(CommandGroup):
                 stream.reconfigure(errors="backslashreplace")
         logging.getLogger("toast_cli").addHandler(WARNING_HANDLER)  # adding it again has no effect
         for name in NOISY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).addFilter(is_error)
         arguments = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
         sys.exit(_run_for_exit_code(super().main, as_json, *args, **{**extra, "standalone_mode": False}))

@@ -173,7 +173,7 @@ def _print_plan(found: list[Any], limit: int, recipe: Recipe, lengths: TextLengt
         _print_costs(f"{title} {longest:,} tokens{' (the longest)' * (not alike)}", rows, device is not None)
         print_line(lengths.note)
     size = offered[0].batch_size
-    whole = ", ".join(each.way for each in offered if each.largest >= size)
+    whole = "; ".join(each.way for each in offered if each.largest >= size)
     print_line(f"Fits into {format_bytes(limit)} with the recipe's batch size of {size}: {whole or 'none'}.")
     for each in offered:
         if each.fits and each.largest < size:
