@@ -70,6 +70,7 @@ class ToastGroup(CommandGroup):
                 stream.reconfigure(errors="backslashreplace")
         logging.getLogger("toast_cli").addHandler(WARNING_HANDLER)  # adding it again has no effect
         for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)  # that of its children too
             logging.getLogger(name).addFilter(is_error)
         arguments = args[0] if args else extra.get("args")
         as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
