@@ -56,6 +56,8 @@ def build_llama(
     if options.weights == "none":
         config = _load_config(source) if architecture is None else _build_named_config(architecture)
         module = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if dtype == "auto" else dtype)
+        if _looks_tokens_up(module.config):
+            module = _take_language_model(module)
         _quantize(module, options)
         if architecture is not None:
             return build_language_backbone(module)
@@ -81,9 +83,15 @@ def build_llama(
         raise
     except Exception as error:  # the hub, a foreign folder or a damaged file may raise anything
         raise build_unavailable_error("llama", place, error) from error
-    if text_only:
+    if text_only or _looks_tokens_up(module.config):
         module = _take_language_model(module)
     return build_language_backbone(module, *load_tokenizer(place))
+
+
+def _looks_tokens_up(config: Any) -> bool:
+    """Return whether a model of text and images looks token ids up for its layers, outside of its decoder (Gemma 4)."""
+    text = config.get_text_config()
+    return text is not config and bool(getattr(text, "hidden_size_per_layer_input", 0))
 
 
 def _take_language_model(whole: PreTrainedModel) -> PreTrainedModel:

@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
+    Gemma4Config,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -138,3 +139,19 @@ def test_only_the_language_model_of_a_source_with_images_is_loaded_with_the_same
     assert type(backbone.module).__name__ == "Gemma3ForCausalLM"
     inputs = backbone.example(1)
     assert torch.allclose(backbone.module(**inputs).logits, whole.eval()(**inputs).logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_gemma_4_whose_layers_read_token_ids_is_taken_out_of_the_model_with_images(tmp_path: Path) -> None:
+    text = {**build_tiny_config("gemma4_text").to_dict(), "model_type": "gemma4_text", "hidden_size_per_layer_input": 4}
+    config = Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+    torch.manual_seed(0)
+    whole = AutoModelForCausalLM.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    backbone = opened(tmp_path, None)
+    inputs = backbone.example(1)
+    expected = whole(**inputs).logits
+    features = backbone.leave(backbone.run(backbone.enter(inputs))).pooled
+    output = backbone.output()
+    assert output is not None and torch.allclose(output(features), expected, atol=1e-5)
+    assert torch.allclose(backbone.module(**inputs).logits, expected, atol=1e-5)
