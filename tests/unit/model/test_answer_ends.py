@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.language import instructions, make_model, write_json
 from toast_cli.cli.find_run import load_writer
 from toast_cli.data.text.turns import Turn
+from toast_cli.export.base import ExportRequest
 from toast_cli.export.formats.hf import write_hf
-from toast_cli.export.hf_model import register
+from toast_cli.export.formats.peft import write_peft
 from toast_cli.model.answer_ends import find_answer_ends
-from toast_cli.model.model import build_model, get_merged_state_dict
+from toast_cli.model.model import build_model, get_merged_state_dict, merge_model
 from toast_cli.recipe.lookup import resolve_recipe
 from toast_cli.recipe.parse import load_recipe
 from toast_cli.recipe.schema import Recipe
@@ -143,19 +145,18 @@ def test_a_resumed_run_with_trained_rows_is_the_same_bit_for_bit(
     assert all(torch.equal(own[name], other[name]) for name in own)
 
 
-def test_exports_keep_the_trained_rows(run: Path, base: Path, tmp_path: Path) -> None:
+def test_exports_have_the_trained_rows(run: Path, base: Path, tmp_path: Path) -> None:
     loaded = load_model(run)
     ids = torch.tensor([[1, 40, 41, 42]])
     expected = loaded.model.eval()({"input_ids": ids})
-    request: Any = SimpleNamespace(dtype="float32", fold=False)
-    write_hf(loaded, request, tmp_path / "hf")
-    register()
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "hf")(ids).logits, expected)
-    merged = AutoModelForCausalLM.from_pretrained(base)
-    merged.load_state_dict(get_merged_state_dict(loaded.model))
-    torch.testing.assert_close(merged(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    write_hf(replace(loaded, model=merge_model(loaded.model)), ExportRequest("full", merge=True), tmp_path / "hf")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4, rtol=1e-4)
+    write_peft(loaded, ExportRequest("adapter"), tmp_path / "peft")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "peft").eval()
+    torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=1e-5)
     stock = AutoModelForCausalLM.from_pretrained(base).lm_head.weight
-    changed = (merged.lm_head.weight != stock).any(1).nonzero().flatten()
+    changed = (plain.lm_head.weight != stock).any(1).nonzero().flatten()
     assert changed.tolist() == [2]
 
 
@@ -173,6 +174,9 @@ def test_rows_of_tied_weights_change_no_embedding_and_are_not_merged(tmp_path: P
     with pytest.raises(UsageError) as refused:
         get_merged_state_dict(model)
     assert refused.value.code == "method.cannot-merge"
+    untied = merge_model(model)
+    torch.testing.assert_close(untied({"input_ids": ids}), after, atol=1e-5, rtol=1e-5)
+    assert torch.equal(untied.backbone.module.get_input_embeddings().weight, network.get_input_embeddings().weight)
     remove_output_rows(network)
     assert torch.equal(model({"input_ids": ids}), before)
 
