@@ -206,16 +206,18 @@ def format_page(outcomes: Sequence[ModelTypeOutcome]) -> str:
         reasons[each.reason].append(each)
     failures = [(each.kind, method, why) for each in outcomes for method, why in each.failures.items()]
     counts = ", ".join(f"{len(groups[state])} {state}" for state in ("steered", "refused", "failed"))
+    built = sum(not each.is_tiny for each in groups["steered"])
     sections = [
         NOTICE,
         "# Coverage of language models",
         "Which causal language models of transformers can be steered, by model type (`model_type` in `config.json`).\n"
         f"{format_version()}\n"
-        f"Of {len(outcomes)} model types: {counts}.",
+        f"Of {len(outcomes)} model types: {counts}. "
+        f"{built} of the steered ones were built without weights and not run.",
         "A tiny model of each type was built with random weights.\n"
         "Those that are steered ran two passes, forward and backward; all ran a step of `lora` and of `full`.\n"
-        'Large ones ("not run") were only built, without weights.\n'
-        "The contract suite covers the steered ones, too (`tests/causal_models.py`).\n"
+        'Large ones ("not run") were only built, without weights: whether they train is not known.\n'
+        "The contract suite covers the tiny ones that are steered, too (`tests/causal_models.py`).\n"
         "A model that is refused takes `--method lora` and `--method full`.",
         "## Steered",
         "A level is a layer with attention; layers without it belong to the level before.",

@@ -43,7 +43,7 @@ from toast_hf_vision.preprocessing import (
 from toast_hf_vision.structure import build_unsteerable_error, find_encoder
 from toast_timm.hub_availability import TIMEOUT_SECONDS, is_cached, use_offline_if_unreachable
 from toast_transformers.folders import build_missing_config_error, build_unavailable_error
-from toast_transformers.hub_lookup import require_model_source
+from toast_transformers.hub_lookup import looks_like_folder, require_model_source
 
 CONFIG_FILE = "config.json"
 
@@ -173,7 +173,9 @@ def _require_whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> Non
 
 def _announce_licence(repository: str) -> None:
     """Log a line on the licence of weights that are about to be downloaded from the hub."""
-    if Path(repository).is_dir() or is_cached(repository) or constants.HF_HUB_OFFLINE:
+    if Path(repository).is_dir() or looks_like_folder(repository):
+        return
+    if is_cached(repository) or constants.HF_HUB_OFFLINE:
         return
     try:
         card: Any = HfApi().model_info(repository, timeout=TIMEOUT_SECONDS).card_data or {}

@@ -238,6 +238,7 @@ def post_chat(server: Server, **fields: Any) -> tuple[int, dict[str, Any]]:
         ({"n": 0}, 400, "n"),
         ({"n": 1000}, 400, "n"),
         ({"stop": [""]}, 400, "stop"),
+        ({"stop": ["x"] * 20}, 400, "stop"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"logit_bias": {"5": 3}}, 400, "logit_bias"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
@@ -263,7 +264,8 @@ def test_other_bad_requests_have_the_status_of_http(server: Server) -> None:
     assert server.get("/v1/nothing")[0] == 404
     assert server.get(path)[0] == 405
     assert server.send("GET", "/v1/models", Host="evil.example")[0] == 403
-    for error in (server.send("POST", path, b" " * 20_001)[1], server.get("/v1/nothing")[1]):
+    nested = b'{"model": "toast", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    for error in (server.send("POST", path, nested)[1], server.get("/v1/nothing")[1]):
         assert set(error["error"]) == {"message", "type", "param", "code"}
     with pytest.raises(openai.BadRequestError):
         server.client().completions.create(model="toast", prompt=[99_999])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from toast_cli.utils.errors import ToastError
 
@@ -58,8 +59,11 @@ def describe_invalid_request(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json")
     name = where[0] if where else None
-    message = f"'{'.'.join(where)}': {first['msg']}." if where else "Expected a JSON object (application/json)."
-    return ApiError(400, message, param=name, code="invalid_value")
+    if name is None:
+        return ApiError(400, "Expected a JSON object (application/json).", code="invalid_value")
+    # A field of several types, such as a text or a list of texts, has an error for each of them.
+    same = [each["msg"] for each in found if name in each["loc"][:2]]
+    return ApiError(400, f"'{name}': {'; or '.join(dict.fromkeys(same))}.", param=name, code="invalid_value")
 
 
 def convert_toast_error(error: ToastError, param: str) -> ApiError:

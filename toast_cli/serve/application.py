@@ -10,8 +10,9 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from toast_cli.api.chat import to_turns
 from toast_cli.data.text.token_limits import require_known_tokens, require_room

@@ -81,7 +81,7 @@ def load_served_models(options: ServerOptions, report: Callable[[str], object]) 
     for path, name in zip(options.runs, name_runs(options.runs), strict=True):
         shared = None if options.weights else _share_backbone(path, bases)
         if shared is None:
-            opened = open_run(RunRequest(path, weights=options.weights, device=options.device))
+            opened = open_run(RunRequest(path, weights=options.weights, device=options.device, interrupted=True))
             model, recipe = opened.model, opened.recipe
             if bases:
                 report(f"{name} has a backbone of its own, which is loaded beside the others.")

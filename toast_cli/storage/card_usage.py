@@ -50,7 +50,7 @@ def format_two_pass_usage(auto: str, prompt: PromptFormat | None, has_maps: bool
             "The model runs two passes for every token: what the first one selects depends on the text, and is fed\n"
             "into the layers of the second. No weights of a model with one pass are equal to that. Servers such as\n"
             "vLLM and llama.cpp run one pass, so they do not open this folder. `toast serve` runs both passes behind\n"
-            "OpenAI's API:\n\n```\npip install toast-tune\ntoast serve --run THIS_FOLDER\n```\n"
+            "OpenAI's API:\n\n```\npip install toast-tune fastapi uvicorn\ntoast serve --run THIS_FOLDER\n```\n"
         )
     else:
         usage += "```\n"
