@@ -72,7 +72,7 @@ def format_merged_usage(prompt: PromptFormat) -> str:
         + "```\n"
         + _format_example(prompt)
         + "\nEverything that was trained is part of the weights, so the folder needs no library besides transformers.\n"
-        "It is a folder of transformers, which vLLM and `convert_hf_to_gguf.py` of llama.cpp read if they know the model:\n\n"
+        "vLLM and `convert_hf_to_gguf.py` of llama.cpp read such folders if they know the model:\n\n"
         "```\nvllm serve THIS_FOLDER\npython convert_hf_to_gguf.py THIS_FOLDER\n```\n"
     )
 
