@@ -173,6 +173,8 @@ def test_a_training_step_changes_what_the_method_declares_and_nothing_else(name:
     try:
         adapted: AdaptedModel = registered.build(options, backbone)
     except UsageError as refused:
+        if "does not work with use_dora" in str(refused):  # PEFT has no DoRA of experts that are one tensor
+            return
         if registry.find_package(registry.METHODS, method) == OWN_PACKAGE:
             assert (refused.code, backbone.takes_prompts) == ("method.not-a-vit", False), refused
         return
