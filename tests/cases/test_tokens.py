@@ -49,7 +49,8 @@ from toast_cli.storage.adapter import build_adapter_config
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
-from toast_llama.backbone import LlamaBackbone, get_window
+from toast_llama.backbone import LlamaBackbone
+from toast_llama.language_model import get_window
 from toast_llama.tokenizer import load_tokenizer
 
 TALK = (

@@ -90,7 +90,7 @@ def test_folded_and_composed_feedback_give_the_same_features(
         run_one_pass(backbone, inputs).last.pooled,
     )
     effect = float((expected - plain).abs().max())
-    assert effect > 1e-6 * float(plain.abs().max())
+    assert effect > 1e-8 * float(plain.abs().max())  # float64 resolves 1e-16
 
     def is_same(features: Tensor) -> bool:
         return float((features - expected).abs().max()) < 1e-5 * effect
