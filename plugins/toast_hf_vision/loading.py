@@ -179,7 +179,7 @@ def _announce_licence(repository: str) -> None:
         return
     try:
         card: Any = HfApi().model_info(repository, timeout=TIMEOUT_SECONDS).card_data or {}
-    except Exception:  # what is wrong is said by the download that follows
+    except Exception:  # the download that follows reports the error
         return
     announce_licence(
         repository, card.get("license_name") or card.get("license"), f"https://huggingface.co/{repository}"

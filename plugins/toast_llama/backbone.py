@@ -19,7 +19,7 @@ from toast_llama.language_model import LanguageModelBackbone
 from toast_transformers.attention_maps import has_attention_map, record_layer_attention
 from toast_transformers.layers import LayerInputRecorder
 
-AT_THE_LATENT = "the tokens of which the values of every level are made; queries and keys do not change"
+AT_THE_LATENT = "the tokens from which the values of every level are computed; queries and keys do not change"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ MAMBA_MODEL_TYPES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h
 """Model types for which PEFT refuses factors on `out_proj`."""
 
 QUERY_AND_VALUE = ("q_proj", "v_proj")
-"""The layers that PEFT adapts in most language models unless it is told otherwise."""
+"""The layers that PEFT adapts by default in most language models."""
 
 
 def get_window(config: Any) -> int | None:

@@ -61,7 +61,7 @@ class ValueLayer(ABC):
 
     @abstractmethod
     def steer(self, signal: Signal, cache: Any = None) -> Any:
-        """Return a context in which the signal `[B, N, d]` is added to the tokens of which the values are made.
+        """Return a context in which the signal `[B, N, d]` is added to the tokens from which the values are computed.
 
         A `ValueSignal` is added to what the value rows make of the tokens. `cache` is the cache of keys and values that
         the attention receives, if any.
