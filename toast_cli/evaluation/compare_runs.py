@@ -175,14 +175,24 @@ def get_seed(run: ComparedRun) -> int:
     return run.viewer.recipe.seed
 
 
-def skip_unfinished_runs(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> list[AttentionEvalRequest]:
-    """Return the requests without those for runs that have not finished, which are reported."""
+def select_finished_runs(requests: Sequence[AttentionEvalRequest], reporter: Reporter) -> list[AttentionEvalRequest]:
+    """Return the requests without those for runs that have not finished, which are reported.
+
+    Raises:
+        UsageError: Fewer than two runs have finished.
+    """
     finished = []
     for request in requests:
         if is_unfinished(request.path):
             reporter.report_message(f"Skipped: {request.path} has not finished.")
         else:
             finished.append(request)
+    if len(finished) < 2:
+        raise UsageError(
+            f"A comparison needs at least two finished runs, got {len(finished)}.",
+            what_to_do="Name two or more finished runs.",
+            code="run.too-few-runs",
+        )
     return finished
 
 
@@ -196,13 +206,7 @@ def build_comparison(requests: Sequence[AttentionEvalRequest], reporter: Reporte
         ToastError: a run cannot be opened, the split, level or head does not exist, or the images or object masks of
             the runs differ.
     """
-    requests = skip_unfinished_runs(requests, reporter)
-    if len(requests) < 2:
-        raise UsageError(
-            f"A comparison needs at least two finished runs, got {len(requests)}.",
-            what_to_do="Name two or more finished runs.",
-            code="run.too-few-runs",
-        )
+    requests = select_finished_runs(requests, reporter)
     names = make_names_unique(request.path.resolve().name for request in requests)
     runs: list[AttentionRun] = []
     for request, name in zip(requests, names, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from toast_cli.data.text.loader import TokenizedText
 from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
-from toast_cli.evaluation.compare_runs import name_run_in_errors, skip_unfinished_runs
+from toast_cli.evaluation.compare_runs import name_run_in_errors, select_finished_runs
 from toast_cli.evaluation.texts.runs import TextLosses, TextRun, is_language_run, measure_text_losses, open_text_run
 from toast_cli.storage.run_folder import is_unfinished
 from toast_cli.training.reporter import Reporter
@@ -107,13 +107,7 @@ def build_text_comparison(requests: Sequence[AttentionEvalRequest], reporter: Re
         UsageError: there are fewer than two finished runs.
         ToastError: a run cannot be opened, the split does not exist, or the runs have other texts or tokens to predict.
     """
-    requests = skip_unfinished_runs(requests, reporter)
-    if len(requests) < 2:
-        raise UsageError(
-            f"A comparison needs at least two finished runs, got {len(requests)}.",
-            what_to_do="Name two or more finished runs.",
-            code="run.too-few-runs",
-        )
+    requests = select_finished_runs(requests, reporter)
     names = make_names_unique(request.path.resolve().name for request in requests)
     runs: list[TextRun] = []
     for request, name in zip(requests, names, strict=True):
