@@ -16,6 +16,8 @@ class TokenSelection(nn.Module):
         width: d, the number of channels of `z`.
         channel_dim: Dimension of the channels of `z`: -1 for tokens `[B, N, d]`, 1 for maps `[B, d, H, W]`.
         by_token: False sets every `m_i` to 1, so that xi has no effect (an ablation of table 7).
+
+    Tokens are compared with `replaced_xi` instead if it is set (see `emphasis`): `[d]`, or `[B, d]`, one per sample.
     """
 
     def __init__(self, width: int, channel_dim: int = -1, *, by_token: bool = True) -> None:
@@ -23,11 +25,15 @@ class TokenSelection(nn.Module):
         self.channel_dim = channel_dim
         self.by_token = by_token
         self.xi = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.replaced_xi: Tensor | None = None
 
     def compute_similarity(self, first: Readout) -> Tensor:
         """Return the similarity map m: `z` without its channels, `[B, N]` or `[B, H, W]`."""
         compared = first.compared.movedim(self.channel_dim, -1)
-        m = F.cosine_similarity(compared, self.xi, dim=-1).clamp(0, 1)
+        xi = self.xi if self.replaced_xi is None else self.replaced_xi
+        if xi.dim() == 2:
+            xi = xi.view(len(xi), *[1] * (compared.dim() - 2), -1)
+        m = F.cosine_similarity(compared, xi, dim=-1).clamp(0, 1)
         return m if self.by_token else torch.ones_like(m)
 
     def forward(self, first: Readout) -> tuple[Tensor, Tensor]:
