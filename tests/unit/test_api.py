@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
 import sys
 from copy import copy
@@ -41,26 +39,6 @@ def test_importing_the_package_imports_no_torch() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="laod"):
         toast_cli.laod  # noqa: B018
-
-
-@pytest.mark.e2e
-def test_the_readmes_snippet_runs_as_it_stands(
-    toast_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    snippet, tuning = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    compile(tuning, "README.md", "exec")  # needs data and weights
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(toast_run, "runs/mine")
-    picture(tmp_path / "img.jpg")
-    create = timm.create_model
-    # In place of a download, random weights: the rest is as it stands.
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
-    names: dict[str, Any] = {}
-    exec(snippet, names)
-    assert names["prediction"].label in names["model"].classes
-    assert names["maps"].first.sum() == pytest.approx(1.0, abs=1e-5) and names["maps"].similarity is not None
-    assert names["logits"].shape == (2, 10) and names["steered"].model.backbone.width == 768
 
 
 @pytest.mark.parametrize("method", ["toast", "toast-lite", "lora", "full", "vpt", "linear"])
