@@ -153,22 +153,67 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 """Fields of single families that are named otherwise, or that must fit to each other."""
 
 
+TOWER_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "depth": 2,
+    "embed_dim": 32,
+    "num_heads": 4,
+    "out_hidden_size": 32,
+    "vision_output_dim": 32,
+    "projector_input_dim": 32,
+    "projector_output_dim": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "d_model": 32,
+    "base_channels": 32,
+    "latent_channels": 4,
+}
+"""Fields of the parts of composite models that read images or sound, each used where a part has it."""
+
+PART_TYPES = {
+    ("gemma3", "vision_config"): "siglip_vision_model",
+    ("fuyu", "text_config"): "persimmon",
+    ("got_ocr2", "text_config"): "qwen2",
+    ("moss_transcribe_diarize", "text_config"): "qwen3",
+}
+"""Model types of parts that may be of any type."""
+
+
+def _list_fields(config: Any) -> set[str]:
+    own = (name for each in config.__mro__ for name in vars(each).get("__annotations__", ()))
+    return {*config.attribute_map, *own}
+
+
 def build_tiny_config(kind: str) -> Any:
-    """Return a tiny configuration of a model type."""
+    """Return a tiny configuration of a model type, with tiny parts if it is a composite."""
     from transformers import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[kind]
-    fields = {
-        *config.attribute_map,
-        *(name for each in config.__mro__ for name in vars(each).get("__annotations__", ())),
-    }
-    known = {name: value for name, value in SIZES.items() if name in fields}
+    fields = _list_fields(config)
     own = OWN_SIZES.get(kind, {})
+    parts = {}
+    for name, part in config.sub_configs.items():
+        part_type = PART_TYPES.get((kind, name), getattr(part, "model_type", None))
+        if name in own or not part_type:
+            continue
+        if name == "text_config":
+            parts[name] = build_tiny_config(part_type).to_dict()
+        else:
+            known = _list_fields(CONFIG_MAPPING[part_type] if part_type in CONFIG_MAPPING else part)
+            parts[name] = {size: value for size, value in TOWER_SIZES.items() if size in known}
+        parts[name]["model_type"] = part_type
+    if "text_config" in parts:  # the sizes are those of the text model
+        return config(**{**parts, **own})
+    known = {name: value for name, value in SIZES.items() if name in fields}
     if "kv_lora_rank" in fields:  # the part of a head with positions, and every head has keys of its own
         known |= {"head_dim": SIZES["qk_rope_head_dim"], "num_key_value_heads": SIZES["num_attention_heads"]}
-    if "text_config" in fields and kind not in OWN_SIZES:
-        own = {"text_config": known}
-    return config(**{**known, **own})
+    return config(**{**known, **parts, **own})
 
 
 DAILY = ("bloom", "deepseek_v3", "falcon", "gemma4_text", "gpt2", "gpt_neox", "mpt", "phi3", "qwen3_next")
@@ -209,6 +254,8 @@ NIGHTLY = (
         "vaultgemma",
     ),
     *("xglm", "xlm-roberta", "xlm-roberta-xl", "xmod", "youtu"),
+    *("dbrx", "dots3_note_text", "emu3", "fuyu", "gemma3", "gemma4", "gemma4_unified", "git", "got_ocr2", "llama4"),
+    *("moss_transcribe_diarize", "phi4_multimodal", "qwen3_5", "qwen3_5_moe"),
 )
 """All other model types that can be steered."""
 

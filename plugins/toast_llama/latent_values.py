@@ -16,6 +16,8 @@ from toast_transformers.value_layers import ValueLayer, replace_attribute
 class LatentValueLayer(ValueLayer):
     """The value rows of `kv_b_proj`, which expands the latent `c = norm(W_DKV X)` to keys and values.
 
+    Some models multiply the normed latent by a constant (`kv_lora_scale`).
+
     Steered, `V = W_UV norm(W_DKV (X + X_td))`, while the keys are made of `c`. The norm is not linear, so there is no
     `W_V`, and a signal has the shape of the tokens. The cache of transformers holds latents: that of the second pass
     holds `c` and the steered latent side by side.
@@ -38,12 +40,13 @@ class LatentValueLayer(ValueLayer):
         """Inside the block, the values are made of the latents of tokens and signal."""
         assert isinstance(signal, Tensor)  # there is no value weight
         attention: Any = self.attention
+        scale = getattr(attention, "kv_lora_scale", 1.0)
         compress, expand, rank = attention.kv_a_proj_with_mqa, attention.kv_b_proj, attention.kv_lora_rank
         steered: list[Tensor] = []
 
         def compress_signal(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
             latent = compress.forward(inputs[0] + signal.to(inputs[0].dtype))[..., :rank]
-            steered[:] = [attention.kv_a_layernorm(latent).unsqueeze(1)]
+            steered[:] = [attention.kv_a_layernorm(latent).unsqueeze(1) * scale]
 
         def take_keys(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             if inputs[0].shape[-1] > rank:  # from the cache
