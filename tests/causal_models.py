@@ -75,6 +75,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "cpmant": {"dim_ff": 48, "dim_head": 8},
     "ctrl": {"dff": 48},
     "dbrx": {
+        "d_model": 32,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
@@ -173,6 +174,13 @@ TOWER_SIZES: dict[str, Any] = {
     "d_model": 32,
     "base_channels": 32,
     "latent_channels": 4,
+    "mm_embed_dim": 32,
+    "mm_posemb_size": 32,
+    "output_proj_dims": 32,
+    "audio_embed_dim": 32,
+    "ext_pw_out_channel": 32,
+    "depthwise_separable_out_channel": 32,
+    "nemo_conv_channels": 32,
 }
 """Fields of the parts of composite models that read images or sound, each used where a part has it."""
 
