@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args, get_origin
@@ -72,11 +72,17 @@ def _select_entry_points(group: str) -> EntryPoints:
 
 
 @cache
+def _get_package_name(dist: Distribution) -> str:
+    """Return the name of an installed package. Cached, as it is parsed from the package's metadata on every access."""
+    return dist.name
+
+
+@cache
 def list_entries(group: str) -> Mapping[str, tuple[RegistryEntry, ...]]:
     """Return all registrations of a group by name. If a name has more than one, several packages claim it."""
     entries: dict[str, tuple[RegistryEntry, ...]] = {}
     for point in _select_entry_points(group):
-        package = point.dist.name if point.dist else "unknown package"
+        package = _get_package_name(point.dist) if point.dist else "unknown package"
         entry = RegistryEntry(point.name, point.value, package, point)
         others = entries.get(point.name, ())
         # A package that is on the path twice (an editable install and a wheel) registers a name once.

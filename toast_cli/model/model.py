@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone, Card, Trace
 from toast_cli.methods.adapted_model import AdaptedModel
@@ -36,6 +35,7 @@ from toast_cli.tasks.output_rows import (
     remove_output_rows,
 )
 from toast_cli.utils.errors import ToastError, UsageError, require_type
+from toast_cli.utils.lazy_imports import pause_garbage_collection
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
 NETWORK_PREFIX = "adapted.network."
@@ -226,7 +226,8 @@ def build_model(
     if built is not None:
         backbone = built.backbone
     else:
-        backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
+        with pause_garbage_collection():  # imports the library of the backbone
+            backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
     require_type(backbone, Backbone, f"'build' of the backbone '{options.name}'", packages.get("backbone", ""))
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)
@@ -328,6 +329,8 @@ def count_flops(model: Model) -> dict[str, Any]:
 
     The plain pass is the library's own forward pass, without the layers that the method added.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which models alone do not need
+
     was_training, trained = model.training, list(model.get_trained_parameters().values())
     model.eval()
     checkpointed, model.backbone.checkpointing = (

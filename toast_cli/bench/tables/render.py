@@ -15,7 +15,7 @@ from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
 from toast_cli.utils.files import write_text
-from toast_cli.utils.formatting import TEMPLATES, format_csv_records, render_template
+from toast_cli.utils.formatting import format_csv_records, get_templates, render_template
 from toast_cli.utils.names import escape_control_characters, escape_markdown, make_names_unique, to_file_name
 
 MIN_WIDE_COLUMNS = 10
@@ -171,7 +171,7 @@ def _escape_latex(value: Any) -> str:
     return escape_control_characters(" ".join(str(value).split("\n"))).translate(_LATEX_ESCAPES)
 
 
-_LATEX_TEMPLATES = TEMPLATES.overlay(
+_LATEX_TEMPLATES = get_templates().overlay(
     block_start_string="<%",
     block_end_string="%>",
     variable_start_string="<<",

@@ -96,15 +96,18 @@ def generate(
             "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
         )
 
-    import torch
+    from toast_cli.utils.lazy_imports import pause_garbage_collection
 
-    from toast_cli.cli.chat import ChatSession
-    from toast_cli.cli.output.console import err, print_answer, print_json, print_line
-    from toast_cli.data.text.chat_templates import encode_prompt
-    from toast_cli.data.text.turns import Turn, add_system_turn
-    from toast_cli.model.generation import make_generation_settings
-    from toast_cli.utils.files import write_text
-    from toast_cli.utils.names import format_json
+    with pause_garbage_collection():
+        import torch
+
+        from toast_cli.cli.chat import ChatSession
+        from toast_cli.cli.output.console import err, print_answer, print_json, print_line
+        from toast_cli.data.text.chat_templates import encode_prompt
+        from toast_cli.data.text.turns import Turn, add_system_turn
+        from toast_cli.model.generation import make_generation_settings
+        from toast_cli.utils.files import write_text
+        from toast_cli.utils.names import format_json
 
     asked = None if prompts is None else _read_prompts(prompts)
     writer = _make_writer(run, backbone, weights, raw, device)
@@ -180,8 +183,8 @@ def _read_prompts(path: Path) -> list[Prompt]:
 def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
     from toast_cli.model.generation import TextGenerator, choose_template
+    from toast_cli.storage.load_model import build_plain_model
     from toast_cli.training.distributed.devices import make_accelerator
-    from toast_cli.training.session import build_plain_model
 
     if backbone is None:
         return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True)

@@ -13,11 +13,11 @@ from toast_cli.data.base import Sample
 from toast_cli.data.images.folder_scan import list_images
 from toast_cli.evaluation.attention_evaluation import build_viewer
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_run_data
+from toast_cli.storage.load_model import build_plain_model
 from toast_cli.storage.run_folder import find_newest_run
 from toast_cli.training.data.run_data import describe_changed_split
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import build_plain_model
 from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 from toast_cli.utils.names import make_names_unique, to_file_name
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure

@@ -9,8 +9,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-
 from toast_cli.data.text.turns import Turn, dump_json, to_messages
 from toast_cli.utils.errors import ToastError
 
@@ -114,6 +112,8 @@ def format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     If it rejects or omits system turns, they are added to the user's. If it rejects answers before the first question,
     they are left out.
     """
+    from jinja2 import TemplateSyntaxError  # only chat templates need jinja2, and every model imports this module
+
     if all(turn.role == "tools" for turn in turns):
         raise ChatTemplateError(
             "The conversation has no message before its first answer.",
