@@ -62,6 +62,14 @@ def compute_effective_weight(layer: nn.Module) -> Tensor:
     return weight if delta is None else weight + delta("default").reshape(weight.shape)
 
 
+def get_low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return the factors `b [C', r]` and `a [r, C]` of a layer with weight `W + b a`, or None if it has none."""
+    if not hasattr(layer, "lora_A"):
+        return None
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return layer.scaling["default"] * b, a
+
+
 class FeedbackPath(nn.Module):
     """`u_l = A_l u_{l+1}` from the last level to the first with `u_{L+1} = s`; level l receives `X_td,l = B_l u_l`.
 
