@@ -22,16 +22,28 @@ from toast_cli.steering.feedback import FeedbackPath, get_base_weight, get_low_r
 
 
 @dataclass(frozen=True)
-class LowRankMatrix:
-    """The matrix `frozen + Y Z` from s to a level."""
+class LowRankMatrices:
+    """The matrices `frozen[l] + Y[l] Z_l` from s to the signals, first level first.
 
-    frozen: Tensor
-    Y: Tensor
-    Z: Tensor
+    The factors `Z_l` share rows: `Z_l` has the first rows of `Z_A`, from the layers `A_l` that s has passed, and the
+    rows `Z_B[l]` from `B_l`. So their product with the tokens is computed once for all levels.
+    """
 
-    def apply_to_tokens(self, s: Tensor) -> Tensor:
-        """Return the product with every token of `s [..., C]`."""
-        return F.linear(s, self.frozen) + F.linear(F.linear(s, self.Z), self.Y)
+    frozen: list[Tensor]
+    Y: list[Tensor]
+    Z_A: Tensor
+    Z_B: list[Tensor]
+
+    def apply_to_tokens(self, s: Tensor) -> list[Tensor]:
+        """Return the signals of every level, of the shape of `s [..., C]`."""
+        tokens = s.flatten(0, -2)
+        rows = [len(Z) for Z in (self.Z_A, *self.Z_B)]
+        from_A, *from_B = F.linear(tokens, torch.cat((self.Z_A, *self.Z_B))).split(rows, -1)
+        signals = []
+        for frozen, Y, own in zip(self.frozen, self.Y, from_B, strict=True):
+            low = torch.cat((from_A[:, : Y.shape[1] - own.shape[1]], own), 1)
+            signals.append(torch.addmm(F.linear(tokens, frozen), low, Y.T).reshape(*s.shape[:-1], -1))
+        return signals
 
 
 @dataclass
@@ -73,24 +85,28 @@ def has_frozen_products(feedback: FeedbackPath) -> bool:
     )
 
 
-def compose_low_rank(feedback: FeedbackPath, products: FrozenProducts) -> list[LowRankMatrix]:
-    """Return the matrix from s to the signal of every level, first level first."""
+def compose_low_rank(feedback: FeedbackPath, products: FrozenProducts) -> LowRankMatrices:
+    """Return the matrices from s to the signal of every level."""
     K, BK = products.compute(feedback)
-    matrices: list[LowRankMatrix] = []
-    Y, Z, before = None, None, None
+    Y_A: Tensor | None = None
+    Z_A, Z_B, Y = list[Tensor](), list[Tensor](), list[Tensor]()
     for place, (A_l, B_l) in enumerate(reversed(list(zip(feedback.A, feedback.B, strict=True)))):
-        Y, Z = _multiply(A_l, before, Y, Z)
-        matrices.append(LowRankMatrix(BK[place], *_multiply(B_l, K[place], Y, Z)))
-        before = K[place]
-    return matrices[::-1]
+        b, a = _get_factors(A_l)
+        Z_A.append(a @ K[place - 1] if place else a)
+        Y_A = b if Y_A is None else torch.cat((_multiply(A_l, Y_A), b), 1)
+        b, a = _get_factors(B_l)
+        Z_B.append(a @ K[place])
+        Y.append(torch.cat((_multiply(B_l, Y_A), b), 1))
+    return LowRankMatrices(BK[::-1], Y[::-1], torch.cat(Z_A), Z_B[::-1])
 
 
-def _multiply(layer: nn.Module, K: Tensor | None, Y: Tensor | None, Z: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the low-rank part of `(W + b a) (K + Y Z)`; `K` is None for the identity, `Y` and `Z` for zero."""
+def _multiply(layer: nn.Module, Y: Tensor) -> Tensor:
+    """Return `(W + b a) Y`."""
+    b, a = _get_factors(layer)
+    return get_base_weight(layer) @ Y + b @ (a @ Y)
+
+
+def _get_factors(layer: nn.Module) -> tuple[Tensor, Tensor]:
     factors = get_low_rank_factors(layer)
     assert factors is not None
-    b, a = factors
-    last = a if K is None else a @ K
-    if Y is None or Z is None:
-        return b, last
-    return torch.cat((get_base_weight(layer) @ Y + b @ (a @ Y), b), 1), torch.cat((Z, last))
+    return factors

@@ -91,8 +91,7 @@ class Steering(BaseSteering):
         if has_frozen_products(self.feedback) and not backbone.checkpointing:
             with torch.autocast(z.device.type, enabled=False):
                 matrices = compose_low_rank(self.feedback, self._frozen_products)
-            s = self.selection(first)[1]
-            return [matrix.apply_to_tokens(s) for matrix in matrices]
+            return matrices.apply_to_tokens(self.selection(first)[1])
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
             to_values = is_value_composition_cheaper(backbone, levels, z)

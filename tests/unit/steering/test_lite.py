@@ -58,7 +58,7 @@ def test_frozen_products_are_computed_once_and_again_after_a_frozen_weight_chang
     def assert_exact() -> list[Tensor]:
         short = compute_steered_features(tiny_vit, steering, images)
         assert torch.allclose(short, run_two_passes(tiny_vit, steering, images).last.pooled, rtol=1e-9, atol=1e-12)
-        return [matrix.frozen for matrix in compose_low_rank(steering.feedback, steering._frozen_products)]
+        return compose_low_rank(steering.feedback, steering._frozen_products).frozen
 
     first = assert_exact()
     with torch.no_grad():
@@ -82,5 +82,5 @@ def test_steps_keep_no_graph_of_the_frozen_products(
     for _ in range(2):  # a graph kept from the first step would be freed, and fail in the second
         compute_steered_features(tiny_vit, steering, images).sum().backward()
     matrices = compose_low_rank(steering.feedback, steering._frozen_products)
-    assert not any(matrix.frozen.requires_grad for matrix in matrices)
-    assert all(matrix.Y.requires_grad and matrix.Z.requires_grad for matrix in matrices)
+    assert not any(frozen.requires_grad for frozen in matrices.frozen)
+    assert all(factor.requires_grad for factor in (*matrices.Y, matrices.Z_A, *matrices.Z_B))
