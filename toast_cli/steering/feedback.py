@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,10 +65,10 @@ def compute_effective_weight(layer: nn.Module) -> Tensor:
 
 def get_low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Return the factors `b [C', r]` and `a [r, C]` of a layer with weight `W + b a`, or None if it has none."""
-    if not hasattr(layer, "lora_A"):
+    lora: Any = layer  # detected by its attributes, as importing PEFT takes seconds
+    if not hasattr(lora, "lora_A"):
         return None
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return layer.scaling["default"] * b, a
+    return lora.scaling["default"] * lora.lora_B["default"].weight, lora.lora_A["default"].weight
 
 
 class FeedbackPath(nn.Module):

@@ -38,7 +38,7 @@ class LowRankMatrices:
         """Return the signals of every level, of the shape of `s [..., C]`."""
         tokens = s.flatten(0, -2)
         rows = [len(Z) for Z in (self.Z_A, *self.Z_B)]
-        from_A, *from_B = F.linear(tokens, torch.cat((self.Z_A, *self.Z_B))).split(rows, -1)
+        from_A, *from_B = torch.split(F.linear(tokens, torch.cat((self.Z_A, *self.Z_B))), rows, -1)
         signals = []
         for frozen, Y, own in zip(self.frozen, self.Y, from_B, strict=True):
             low = torch.cat((from_A[:, : Y.shape[1] - own.shape[1]], own), 1)
