@@ -44,9 +44,8 @@ def list_steps(backbone: str, batches: list[int], repeats: int, dry: bool) -> li
         Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/unit/test_gpu.py"), 150)
     ]
     for batch in batches:
-        given = (*speed, "--device", device, "--batch", str(batch), "--repeats", str(repeats))
-        if dry:
-            given = (*given, "--methods", "full", "lite")
+        fewer = ("--methods", "full", "lite") if dry else ()
+        given = (*speed, "--device", device, "--batch", str(batch), "--repeats", str(repeats), *fewer)
         steps.append(Step(f"batch {batch}", given, 200, batch))
     return steps
 

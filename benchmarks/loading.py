@@ -4,8 +4,9 @@
     python benchmarks/loading.py                     # draws a folder of photographs' size first
 
 Both read, decode, resize, crop and normalise every image once an epoch into float32 batches, in turns; medians over the
-epochs are printed, and the ratio of each epoch: the median, the smallest and the largest. `cached` is toast's with images.cache=true, after it has seen the images once. On a
-machine that does other things too, CPU time per image (workers included) says more than images per second.
+epochs are printed, and the ratio of each epoch: the median, the smallest and the largest. `cached` is toast's with
+images.cache=true, after it has seen the images once. On a machine that does other things too, CPU time per image
+(workers included) says more than images per second.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ from toast_cli.tasks.output_rows import (
     remove_output_rows,
 )
 from toast_cli.utils.errors import ToastError, UsageError, require_type
-from toast_cli.utils.lazy_imports import pause_garbage_collection
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
 NETWORK_PREFIX = "adapted.network."
@@ -226,8 +225,7 @@ def build_model(
     if built is not None:
         backbone = built.backbone
     else:
-        with pause_garbage_collection():  # imports the library of the backbone
-            backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
+        backbone = _rebuild_backbone(card, options, files) if files else card.build(options)
     require_type(backbone, Backbone, f"'build' of the backbone '{options.name}'", packages.get("backbone", ""))
     if backbone.preprocessing is not None:
         mean, std = recipe.images.normalization(backbone.preprocessing.mean, backbone.preprocessing.std)

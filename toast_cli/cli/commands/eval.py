@@ -200,23 +200,20 @@ def run_eval(
             code="cli.missing-option",
         )
 
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
-
-    with pause_garbage_collection():
-        from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
-        from toast_cli.cli.commands.eval_judge import build_judge_table, make_judge, run_judge_eval
-        from toast_cli.cli.commands.eval_texts import run_text_attention, run_text_sweep
-        from toast_cli.cli.output.answers import write_evaluation_files
-        from toast_cli.cli.output.console import err, print_json, print_line, print_table
-        from toast_cli.cli.output.progress import TerminalReporter
-        from toast_cli.cli.output.run_summary import build_results_table
-        from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
-        from toast_cli.evaluation.evaluate_run import evaluate_run
-        from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
-        from toast_cli.evaluation.texts.runs import is_language_run
-        from toast_cli.training.evaluate import SplitAnswers
-        from toast_cli.utils.errors import ToastError
-        from toast_cli.utils.files import write_json
+    from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
+    from toast_cli.cli.commands.eval_judge import build_judge_table, make_judge, run_judge_eval
+    from toast_cli.cli.commands.eval_texts import run_text_attention, run_text_sweep
+    from toast_cli.cli.output.answers import write_evaluation_files
+    from toast_cli.cli.output.console import err, print_json, print_line, print_table
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.run_summary import build_results_table
+    from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
+    from toast_cli.evaluation.evaluate_run import evaluate_run
+    from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
+    from toast_cli.evaluation.texts.runs import is_language_run
+    from toast_cli.training.evaluate import SplitAnswers
+    from toast_cli.utils.errors import ToastError
+    from toast_cli.utils.files import write_json
 
     results: dict[str, Any]
     written, failure = "", None

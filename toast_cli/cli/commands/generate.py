@@ -96,18 +96,19 @@ def generate(
             "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
         )
 
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
 
-    with pause_garbage_collection():
-        import torch
+    collect_garbage_less_often()
 
-        from toast_cli.cli.chat import ChatSession
-        from toast_cli.cli.output.console import err, print_answer, print_json, print_line
-        from toast_cli.data.text.chat_templates import encode_prompt
-        from toast_cli.data.text.turns import Turn, add_system_turn
-        from toast_cli.model.generation import make_generation_settings
-        from toast_cli.utils.files import write_text
-        from toast_cli.utils.names import format_json
+    import torch
+
+    from toast_cli.cli.chat import ChatSession
+    from toast_cli.cli.output.console import err, print_answer, print_json, print_line
+    from toast_cli.data.text.chat_templates import encode_prompt
+    from toast_cli.data.text.turns import Turn, add_system_turn
+    from toast_cli.model.generation import make_generation_settings
+    from toast_cli.utils.files import write_text
+    from toast_cli.utils.names import format_json
 
     asked = None if prompts is None else _read_prompts(prompts)
     writer = _make_writer(run, backbone, weights, raw, device)

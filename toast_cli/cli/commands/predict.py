@@ -89,18 +89,19 @@ def run_predict(
     """
     from tempfile import TemporaryDirectory
 
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
 
-    with pause_garbage_collection():
-        from toast_cli.cli.find_run import resolve_run_path
-        from toast_cli.cli.output.console import err, print_json, print_line
-        from toast_cli.cli.output.predictions import build_record, print_result
-        from toast_cli.cli.output.progress import TerminalReporter
-        from toast_cli.evaluation.open_run import RunRequest, open_run
-        from toast_cli.evaluation.prediction.feature_file import find_feature_format
-        from toast_cli.evaluation.prediction.predict import PredictionRequest, write_predictions
-        from toast_cli.model.generation import make_generation_settings
-        from toast_cli.utils.errors import ToastError, UsageError
+    collect_garbage_less_often()
+
+    from toast_cli.cli.find_run import resolve_run_path
+    from toast_cli.cli.output.console import err, print_json, print_line
+    from toast_cli.cli.output.predictions import build_record, print_result
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.evaluation.open_run import RunRequest, open_run
+    from toast_cli.evaluation.prediction.feature_file import find_feature_format
+    from toast_cli.evaluation.prediction.predict import PredictionRequest, write_predictions
+    from toast_cli.model.generation import make_generation_settings
+    from toast_cli.utils.errors import ToastError, UsageError
 
     if features is not None:
         find_feature_format(features)

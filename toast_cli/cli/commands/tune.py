@@ -88,18 +88,15 @@ def run_tune(
         print_dry_run(resolved.recipe, as_json)
         return
 
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
-
-    with pause_garbage_collection():
-        from toast_cli.cli.output.answers import format_written_files
-        from toast_cli.cli.output.console import out, print_json
-        from toast_cli.cli.output.progress import TerminalReporter
-        from toast_cli.cli.output.run_summary import build_results_table, draw_range_test
-        from toast_cli.evaluation.answer_files import write_answer_files
-        from toast_cli.evaluation.training_figures import CURVES_FIGURE, TrainingFigures
-        from toast_cli.training.evaluate import SplitAnswers
-        from toast_cli.training.interrupts import raise_on_stop_signals
-        from toast_cli.training.tune import tune_model
+    from toast_cli.cli.output.answers import format_written_files
+    from toast_cli.cli.output.console import out, print_json
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.cli.output.run_summary import build_results_table, draw_range_test
+    from toast_cli.evaluation.answer_files import write_answer_files
+    from toast_cli.evaluation.training_figures import CURVES_FIGURE, TrainingFigures
+    from toast_cli.training.evaluate import SplitAnswers
+    from toast_cli.training.interrupts import raise_on_stop_signals
+    from toast_cli.training.tune import tune_model
 
     raise_on_stop_signals()
     answers: list[SplitAnswers] = []

@@ -80,22 +80,23 @@ def visualize_attention(
         )
     chosen = options.parse_head(head)
 
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
 
-    with pause_garbage_collection():
-        from toast_cli.cli.commands.visualize_images import (
-            announce_figures,
-            draw_figures,
-            format_records,
-            load_files,
-            load_test_samples,
-            load_viewers,
-            read_or_skip,
-            require_label,
-        )
-        from toast_cli.cli.output.console import print_json, print_line
-        from toast_cli.cli.output.progress import TerminalReporter
-        from toast_cli.evaluation.open_run import set_feedback_strength
+    collect_garbage_less_often()
+
+    from toast_cli.cli.commands.visualize_images import (
+        announce_figures,
+        draw_figures,
+        format_records,
+        load_files,
+        load_test_samples,
+        load_viewers,
+        read_or_skip,
+        require_label,
+    )
+    from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.cli.output.progress import TerminalReporter
+    from toast_cli.evaluation.open_run import set_feedback_strength
 
     viewers, first, folder = load_viewers(
         run or [], backbone, weights, data_dir, device, bool(images), prompt is not None

@@ -15,16 +15,17 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
     Nothing is written. The recipe is printed without fields that do not concern the task. `labels` says whether the run
     needs labels.
     """
-    from toast_cli.utils.lazy_imports import pause_garbage_collection
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
 
-    with pause_garbage_collection():
-        from toast_cli.cli.output.console import print_json, print_line
-        from toast_cli.recipe.safe_yaml import to_yaml
-        from toast_cli.recipe.schema import IMAGE_FIELDS
-        from toast_cli.training.automatic.placeholders import choose_workers, describe_open_choices, fill_placeholders
-        from toast_cli.training.optimization import describe_schedule
-        from toast_cli.training.session import prepare_session
-        from toast_cli.utils.constants import BATCH_METADATA_KEYS
+    collect_garbage_less_often()
+
+    from toast_cli.cli.output.console import print_json, print_line
+    from toast_cli.recipe.safe_yaml import to_yaml
+    from toast_cli.recipe.schema import IMAGE_FIELDS
+    from toast_cli.training.automatic.placeholders import choose_workers, describe_open_choices, fill_placeholders
+    from toast_cli.training.optimization import describe_schedule
+    from toast_cli.training.session import prepare_session
+    from toast_cli.utils.constants import BATCH_METADATA_KEYS
 
     recipe = choose_workers(recipe)
     session = prepare_session(fill_placeholders(recipe), labels=labels, place=False)
