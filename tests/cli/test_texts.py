@@ -165,7 +165,7 @@ def test_data_check_finds_near_duplicates_of_the_same_split(here: Path) -> None:
     }
     assert "1 text is nearly the same as an earlier one of the same split" in report["warnings"]
     plain = toast("data", "check", "alpaca:near.json").out
-    assert "Add --backbone llama:MODEL to measure tokens" in plain
+    assert "Add --backbone lm:MODEL to measure tokens" in plain
 
 
 def test_data_show_prints_texts_as_tokens(here: Path, model: Path) -> None:
@@ -187,7 +187,7 @@ def test_data_show_prints_texts_as_tokens(here: Path, model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["alpaca:train.json"], "--backbone llama:MODEL", "cli.missing-option"),
+        (["alpaca:train.json"], "--backbone lm:MODEL", "cli.missing-option"),
         (["alpaca:train.json", "--images", "3"], "--images is for images", "cli.conflicting-options"),
         (["demo", "--texts", "3"], "--texts is for texts", "cli.conflicting-options"),
         (["alpaca:train.json", "--split", "new"], "train, val, test", "data.unknown-split"),

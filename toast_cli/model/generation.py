@@ -102,7 +102,7 @@ class TextGenerator:
         if generator is None:
             raise UsageError(
                 f"A {type(backbone.module).__name__} is not a language model.",
-                what_to_do="Give a --run or a --backbone of a language model with its tokenizer: llama:<model>.",
+                what_to_do="Give a --run or a --backbone of a language model with its tokenizer: lm:MODEL.",
                 code="task.not-a-language-model",
             )
         self.tokenizer = backbone.require_tokenizer()

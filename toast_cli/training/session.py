@@ -19,6 +19,7 @@ from toast_cli.data.base import (
     explain_missing_class_labels,
     get_class_labels,
 )
+from toast_cli.data.text.turn_formats import describe_template
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
 from toast_cli.recipe.parse import build_recipe
@@ -109,10 +110,16 @@ class Session:
         }
 
     def describe_choices(self) -> list[str]:
-        """Return notes on the backbone, on the adapted layers and end tokens of texts, and a recommended rate."""
+        """Return notes on the backbone, on template, adapted layers and end tokens of texts, and on a set rate."""
         method = self.model.adapted.notes if self.model.objective.target == "text" else ()
         rate = [] if self.rate is None else [self.rate.message]
-        return [*self.describe_backbone(), *method, *self.ends.notes, *rate]
+        return [*self.describe_backbone(), *self._describe_template(), *method, *self.ends.notes, *rate]
+
+    def _describe_template(self) -> list[str]:
+        """Return a note on the format of the turns of conversations, or nothing for other data."""
+        template = getattr(self.recipe.dataset, "template", None)
+        tokenizer = self.model.backbone.tokenizer
+        return [] if template is None or tokenizer is None else [describe_template(tokenizer, template)]
 
     def set_recommended_rate(self) -> None:
         """Set the learning rate of the recipe to the recommended one."""

@@ -101,6 +101,7 @@ def generate(
     from toast_cli.cli.chat import ChatSession
     from toast_cli.cli.output.console import err, print_answer, print_json, print_line
     from toast_cli.data.text.chat_templates import encode_prompt
+    from toast_cli.data.text.turn_formats import describe_template
     from toast_cli.data.text.turns import Turn, add_system_turn
     from toast_cli.model.generation import make_generation_settings
     from toast_cli.utils.files import write_text
@@ -115,6 +116,10 @@ def generate(
             "Write the instruction into the prompt.",
             code="text.no-chat-template",
         )
+    if writer.template is not None:
+        print_line(describe_template(writer.tokenizer, writer.template), err)
+    elif not raw:
+        print_line("Prompts are continued as they are: the model has no format of turns.", err)
     settings = make_generation_settings(max_new_tokens, temperature, top_p, beams, top_k, repetition_penalty)
     torch.manual_seed(seed)
 

@@ -57,7 +57,7 @@ def load_viewers(
     if texts and backbone is None:
         raise UsageError(
             "--prompt needs a run or a backbone, and there is no run here.",
-            what_to_do="Pass --run or --backbone llama:MODEL.",
+            what_to_do="Pass --run or --backbone lm:MODEL.",
             code="run.none-found",
         )
     name = backbone or DEFAULT_PLAIN_BACKBONE

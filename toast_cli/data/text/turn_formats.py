@@ -88,6 +88,21 @@ def uses_chat_template(tokenizer: Any, template: str) -> bool:
     return template in ("auto", "chat") and bool(tokenizer.chat_template)
 
 
+def describe_template(tokenizer: Any, template: str) -> str:
+    """Return a note on how turns are written, for `dataset.template`.
+
+    Raises:
+        ToastError: If `template` is "chat" and the tokenizer has no chat template.
+    """
+    if uses_chat_template(tokenizer, template):
+        return f"Turns are written with the tokenizer's chat template (dataset.template={template})."
+    if template == "stanford":
+        return "Turns are written in the words of Stanford Alpaca (dataset.template=stanford)."
+    user, assistant = (TURN_HEADINGS[role].strip() for role in ("user", "assistant"))
+    why = "; the tokenizer has no chat template" if template == "auto" else ""
+    return f"Turns are written under the headings '{user}' and '{assistant}' (dataset.template={template}{why})."
+
+
 def format_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> str:
     """Return the text before the next answer of the assistant.
 
