@@ -122,8 +122,8 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
         warnings.append(
             f"{count:,} {'question is' if count == 1 else 'questions are'} in several splits, "
             f"{asked['same_answer']:,} of them with the same answer: results on them say little about new questions. "
-            "Remove them from all splits but one: put the texts for validation and testing into files of their own "
-            "(dataset.val_path, dataset.test_path)"
+            "Keep each question in one split: remove it from the others, or give files of your own for validation and "
+            "testing (dataset.val_path, dataset.test_path)"
         )
     return problems, warnings
 
