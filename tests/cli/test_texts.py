@@ -130,7 +130,8 @@ def test_data_check_names_the_texts_that_a_model_does_not_learn_whole(here: Path
     assert report["duplicates"]["copies"]["pairs"] == [
         {"first": "train: texts.json, entry 1", "second": "train: texts.json, entry 16"}
     ]
-    assert len(report["problems"]) == 3 and "rejects" in report["problems"][2]
+    assert len(report["problems"]) == 2 and "rejects" in report["problems"][1]
+    assert "2 entries cannot be used and are left out" in report["warnings"]
     most = found["tokens"]["most"]
     assert any(f"dataset.max_tokens={most} truncates none" in warning for warning in report["warnings"])
     shown = toast(*command)
