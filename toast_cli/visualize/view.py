@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toast_cli.attention.explanations.grad_cam import compute_grad_cam
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
-from toast_cli.attention.grad_cam import compute_grad_cam
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import compute_object_shares
