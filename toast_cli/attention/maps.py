@@ -87,8 +87,8 @@ class AttentionRecorder:
         return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=self._compute_level_map(first, grid),
-            last=self._compute_level_map(last, grid) if last.attention else None,
+            first=self.compute_level_map(first, grid),
+            last=self.compute_level_map(last, grid) if last.attention else None,
             similarity=None if similarity is None else similarity[:, backbone.prefix_tokens :].unflatten(1, grid),
             checks=checks,
         )
@@ -116,7 +116,8 @@ class AttentionRecorder:
             checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
         return logits, passes, first, last, checks
 
-    def _compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+    def compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+        """Return the map `[B, rows, columns]` of a trace that recorded `levels`."""
         return compute_attention_map(self._reduce_levels(trace)[:, None], self.model.backbone, grid)
 
     def _reduce_levels(self, trace: Trace) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import compute_object_shares
 from toast_cli.attention.predicted_classes import SegmentationMap, predict_pixel_classes
+from toast_cli.attention.registers import find_registers, remove_registers
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
 from toast_cli.data.images.decode import open_image
@@ -48,7 +50,8 @@ class AttentionViewer:
 
     `classes` is None for a plain backbone, whose head is not trained. `recipe` is the model's recipe, if it is known.
     For a `plain` backbone without a run, only the backbone of the recipe has a meaning. `label` is the class, label or
-    number to draw; by default, the most likely class or label, or the first number.
+    number to draw; by default, the most likely class or label, or the first number. `with_registers` looks for register
+    tokens (see `attention.registers`), and `ignore_registers` draws maps without them.
     """
 
     name: str
@@ -61,6 +64,8 @@ class AttentionViewer:
     recipe: Recipe | None = None
     plain: bool = False
     label: str | None = None
+    with_registers: bool = False
+    ignore_registers: bool = False
 
     @property
     def output(self) -> int | None:
@@ -80,6 +85,7 @@ class AttentionViewer:
             f"alpha{strength:g}": strength != 1,
             "grad-cam": self.with_grad_cam,
             to_file_name(f"label-{self.label}"): self.label is not None,
+            "without-registers": self.ignore_registers,
         }
         return "".join(f"-{mark}" for mark, applies in marks.items() if applies)
 
@@ -108,6 +114,7 @@ class ImageView:
         checks: the validation of the maps, if any.
         shares: with a mask, the share of each map inside the object; `even` is that of a uniform map.
         segments: for a model that labels pixels, the classes of the whole image.
+        registers: the register tokens, `[rows, columns]` bool; None if they were not looked for.
     """
 
     viewer: AttentionViewer
@@ -119,6 +126,23 @@ class ImageView:
     checks: AttentionChecks | None = None
     shares: dict[str, float] = field(default_factory=dict)
     segments: dict[str, SegmentationMap] = field(default_factory=dict)
+    registers: Tensor | None = None
+
+    def get_drawn_maps(self) -> dict[str, Tensor]:
+        """Return the maps as they are drawn: without register tokens, if the viewer ignores them."""
+        if self.registers is None or not self.viewer.ignore_registers:
+            return self.maps
+        drawn = dict(self.maps)
+        for name in ("pass_one", "pass_two"):
+            if name in drawn:
+                drawn[name] = remove_registers(drawn[name], self.registers)
+        if "difference" in drawn:
+            drawn["difference"] = drawn["pass_two"] - drawn["pass_one"]
+        return drawn
+
+    def get_crosses(self) -> np.ndarray | None:
+        """Return the cells of register tokens, which figures mark; None without any."""
+        return self.registers.numpy() if self.registers is not None and bool(self.registers.any()) else None
 
 
 def load_image_sample(path: Path, white: int | None = None) -> Sample:
@@ -181,9 +205,11 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
         maps |= {name: map[0] for name, map in compute_grad_cam(model, images, viewer.output).items()}
-    return ImageView(
-        viewer, transform.compute_window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
-    )
+    registers = None
+    if (viewer.with_registers or viewer.ignore_registers) and isinstance(viewer.recorder, AttentionRecorder):
+        registers = find_registers(viewer.recorder, images)[0].cpu()
+    window = transform.compute_window(sample.image)
+    return ImageView(viewer, window, output.kind, maps, first, last, output.checks, shares, segments, registers)
 
 
 @torch.no_grad()

@@ -17,12 +17,12 @@ from toast_cli.visualize.save_figures import (
     SOURCE_DIGEST_KEY,
     compute_source_digest,
     convert_prediction,
-    describe_maps,
     describe_model,
     find_free_name,
     get_comparison_name,
     get_library_versions,
 )
+from toast_cli.visualize.styles.wording import describe_maps
 from toast_cli.visualize.text import (
     TEXT_MAP_DESCRIPTIONS,
     TextView,

@@ -1,0 +1,117 @@
+"""The words of figures: what the maps of a viewer are, and one sentence that a layman understands."""
+
+from __future__ import annotations
+
+from toast_cli.attention.feature_energy import FEATURE_ENERGY
+from toast_cli.data.base import Sample
+from toast_cli.utils.names import shorten_name
+from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction
+
+MAX_WORD_LENGTH = 40
+"""Largest number of characters of a class in a sentence."""
+REGISTER_NOTE = (
+    "×: {cells} that this network uses as scratch space, wherever the content is (“registers”). "
+    "{share} of the attention is there{without}."
+)
+
+
+def describe_look(kind: str, name: str, two: bool, strength: float = 1.0) -> str:
+    """Return the heading of the map of a pass, such as `where it looks with TOAST`.
+
+    `name` is `pass_one` or `pass_two`, and `two` whether there are two passes.
+    """
+    look = "where features are strong" if kind == FEATURE_ENERGY else "where it looks"
+    if not two:
+        return look
+    if name == "pass_one":
+        return f"{look} without TOAST"
+    return f"{look} with TOAST" + ("" if strength == 1 else f", strength {strength:g}")
+
+
+def get_strength(viewer: AttentionViewer) -> float:
+    """Return the factor of the feedback signals; 1 without any."""
+    steering = viewer.model.adapted.steering
+    return 1.0 if steering is None else steering.strength
+
+
+def describe_maps(viewer: AttentionViewer, kind: str) -> str:
+    """Return a description of the maps, such as `attention of layer 11, mean over heads`."""
+    heads = {
+        "mean": ", mean over heads",
+        "max": ", maximum over heads",
+        "rollout": ", rolled out over all layers so far",
+    }
+    head = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
+    strength = get_strength(viewer)
+    ignored = ", without register tokens" if viewer.ignore_registers else ""
+    signals = "" if strength == 1 else f", signals × {strength:g}"
+    return f"{kind} of layer {viewer.recorder.level}{head}{signals}{ignored}"
+
+
+def write_sentence(sample: Sample, view: ImageView) -> str:
+    """Return one sentence on an image: what the model says, how sure it is, and what TOAST changed."""
+    last, first = view.last or view.first, view.first if view.last else None
+    moved = _describe_move(view)
+    if last is None:
+        if view.viewer.plain:
+            return "This network has not been tuned, so it names no class; the bright places are where it looks."
+        return f"The model labels every pixel{moved and ', and with TOAST ' + moved}."
+    if last.value is not None:
+        before = "" if first is None else f" (without TOAST: {first.format()})"
+        return f"The model estimates {_shorten(last.label)} at {last.format()}{before}{moved and ', and ' + moved}."
+    chosen = view.viewer.label is not None
+    if chosen or view.viewer.model.objective.target == "labels":
+        before = "" if first is None else f"; without TOAST it would be {first.format()}"
+        return f"“{_shorten(last.label)}” gets {last.format()} from the model{before}{moved and ', and ' + moved}."
+    if first is None:
+        return f"The model says “{_shorten(last.label)}” and is {last.format()} sure."
+    if first.label == last.label:
+        return (
+            f"The model says “{_shorten(last.label)}” and is {last.format()} sure "
+            f"({first.format()} without TOAST){moved and ', and ' + moved}."
+        )
+    return (
+        f"With TOAST the model says “{_shorten(last.label)}” ({last.format()} sure) instead of "
+        f"“{_shorten(first.label)}” ({first.format()}){moved and ', and ' + moved}."
+    )
+
+
+def write_verdict(names: tuple[str, ...] | None, right: bool | None) -> tuple[str, bool | None]:
+    """Return the line on the true class of an image, empty if it is not known, and whether the model is right."""
+    if not names:
+        return "", None
+    mark = {None: "", True: " — the model is right ✓", False: " — the model is wrong ✗"}[right]
+    return f"True answer: {', '.join(map(_shorten, names))}{mark}", right
+
+
+def write_register_note(view: ImageView) -> str:
+    """Return a line on the register tokens of an image; empty if there is none."""
+    if view.registers is None or not bool(view.registers.any()):
+        return ""
+    count = int(view.registers.sum())
+    last = view.maps.get("pass_two", view.maps["pass_one"])
+    share = float(last[view.registers].sum())
+    cells = "one patch" if count == 1 else f"{count} patches"
+    removed = "; they are left out here" if view.viewer.ignore_registers else ""
+    return REGISTER_NOTE.format(cells=cells, share=f"{share:.0%}", without=removed)
+
+
+def format_answer(prediction: TopPrediction | None) -> str:
+    """Return a prediction in a few words, such as `iris 97%`; empty without one."""
+    return "" if prediction is None else f"{_shorten(prediction.label)} {prediction.format()}"
+
+
+def _shorten(name: str) -> str:
+    return shorten_name(name, MAX_WORD_LENGTH)
+
+
+def _describe_move(view: ImageView) -> str:
+    """Return a clause on where the second pass looks: on the object if it is known, else how much has moved."""
+    if "pass_two" not in view.maps:
+        return ""
+    looks = "of its features’ strength" if view.kind == FEATURE_ENERGY else "of its attention"
+    if {"pass_one", "pass_two"} <= view.shares.keys():
+        before, after = view.shares["pass_one"], view.shares["pass_two"]
+        return f"{after:.0%} {looks} is on the outlined object, {before:.0%} before"
+    moved = float(view.maps["difference"].abs().sum()) / 2
+    return f"{moved:.0%} {looks} has moved"
