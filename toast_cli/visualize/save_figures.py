@@ -92,7 +92,7 @@ def save_maps(
     maps = folder / f"{name}.safetensors"
     write_tensors(maps, tensors)
     record = {
-        **build_record(sample, views, names),
+        **build_image_record(sample, views, names),
         SOURCE_DIGEST_KEY: digest,
         "figure": str(figure),
         "maps": str(maps),
@@ -101,7 +101,7 @@ def save_maps(
     return record
 
 
-def build_record(sample: Sample, views: Sequence[ImageView], names: Sequence[str]) -> dict[str, Any]:
+def build_image_record(sample: Sample, views: Sequence[ImageView], names: Sequence[str]) -> dict[str, Any]:
     """Return the record of an image, without the paths of its files; `names` are those of the views."""
     return {
         "image": sample.name,

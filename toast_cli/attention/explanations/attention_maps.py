@@ -21,6 +21,10 @@ def compute_recorded_maps(batch: ExplainedBatch, head: HeadSelection | None = No
 
     A backbone without attention has feature energy instead, and no rollout.
 
+    Args:
+        batch: the images, the level and the head.
+        head: the head, instead of that of the batch.
+
     Raises:
         UsageError: the backbone has no attention and `head` is given, or the level or the head does not exist.
         ToastError: a map differs from the attention that the model uses.
@@ -42,4 +46,7 @@ ROLLOUT = Explanation(
     depends_on_class=False,
     compute=partial(compute_recorded_maps, head="rollout"),
 )
-"""Attention rollout (Abnar and Zuidema, ACL 2020): the matrices of all levels multiplied, with the residual path."""
+"""Attention rollout (Abnar and Zuidema, ACL 2020): the matrices of all levels multiplied, with the residual path.
+
+It needs attention in every level up to the batch's.
+"""

@@ -303,13 +303,13 @@ def _format_view(view: dict[str, Any]) -> list[str]:
     if first is not None:
         lines.append("Prediction: " + "; ".join(
             f"{each['prediction']} ({_format_score(each)}){where}"
-            for each, where in ((first, " in pass one" if last else ""), (last, " in pass two"))
+            for each, where in ((first, " without TOAST" if last else ""), (last, " with TOAST"))
             if each is not None
         ))  # fmt: skip
     lines += [f"Pixels {name}: {covered}" for name, covered in view["segments"].items()]
     inside = view["share_inside"]
     if inside:
-        passes = f" in pass one, {inside['pass_two']:.1%} in pass two" if "pass_two" in inside else ""
+        passes = f" without TOAST, {inside['pass_two']:.1%} with TOAST" if "pass_two" in inside else ""
         kind = view["kind"][0].upper() + view["kind"][1:]
         even = f" (an even map: {inside['even']:.1%})"
         lines.append(f"{kind} on the object: {inside['pass_one']:.1%}{passes}{even}")

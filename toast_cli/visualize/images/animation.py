@@ -22,7 +22,12 @@ from toast_cli.visualize.figure import FigurePanel, FigureRow, draw_panel, shrin
 from toast_cli.visualize.figure_output import render_figure
 from toast_cli.visualize.figure_panels import build_shared_scale
 from toast_cli.visualize.map_color_scales import ColorScale
-from toast_cli.visualize.save_figures import SOURCE_DIGEST_KEY, build_record, compute_source_digest, find_free_name
+from toast_cli.visualize.save_figures import (
+    SOURCE_DIGEST_KEY,
+    build_image_record,
+    compute_source_digest,
+    find_free_name,
+)
 from toast_cli.visualize.styles.simple import crop_to_window
 from toast_cli.visualize.styles.wording import format_answer
 from toast_cli.visualize.view import AttentionViewer, compute_image_view, get_top_prediction
@@ -53,7 +58,10 @@ def save_animation(viewer: AttentionViewer, sample: Sample, path: Path, largest:
     times = [FRAME_TIME] * len(pictures)
     times[0] = times[-1] = LAST_FRAME_TIME
     # One palette for all frames: a palette of its own for each would flicker.
-    palette = pictures[len(pictures) // 2].quantize(256)
+    strip = Image.new("RGB", (3 * pictures[0].width, pictures[0].height))
+    for place, number in enumerate((0, len(pictures) // 2, -1)):
+        strip.paste(pictures[number], (place * pictures[0].width, 0))
+    palette = strip.quantize(256, Image.Quantize.MAXCOVERAGE)
     indexed = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     with write_atomically(path) as temporary:
         indexed[0].save(
@@ -73,7 +81,7 @@ def save_animation_record(
     frames = save_animation(viewer, sample, path, largest)
     write_tensors(maps, {f"strength_{frame.strength:.3f}": frame.map[0].float().cpu() for frame in frames})
     record = {
-        **build_record(sample, [view], [viewer.name]),
+        **build_image_record(sample, [view], [viewer.name]),
         SOURCE_DIGEST_KEY: digest,
         "animation": str(path),
         "maps": str(maps),

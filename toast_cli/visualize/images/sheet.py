@@ -23,7 +23,7 @@ from toast_cli.visualize.figure_output import render_figure, save_figure
 from toast_cli.visualize.figure_panels import get_label_names, is_right
 from toast_cli.visualize.save_figures import (
     SOURCE_DIGEST_KEY,
-    build_record,
+    build_image_record,
     compute_source_digest,
     find_free_name,
 )
@@ -74,7 +74,7 @@ def save_image_sheet(
         if len(images) < MAX_PAGE_IMAGES:
             images.append(build_sheet_image(sample, view))
         tensors |= {f"{name}/{map}": tensor for map, tensor in view.maps.items()}
-        records.append(build_record(sample, [view], [viewer.name]))
+        records.append(build_image_record(sample, [view], [viewer.name]))
         digests.append(hash_bytes(sample.image.tobytes()))
     if not records:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -43,3 +44,13 @@ def wrap_text(text: str, width: float, size: float) -> list[str]:
 def measure_lines(count: int, size: float) -> float:
     """Return the height of `count` lines in a font of `size` points, in inches."""
     return count * size * 1.35 / 72
+
+
+def write_lines(figure: Figure, lines: Sequence[str], x: float, y: float, size: float, **how: Any) -> None:
+    """Write lines at a place in inches from the lower left corner of a figure; by default, it is their upper left one.
+
+    `how` has further settings of matplotlib's `Figure.text`.
+    """
+    width, height = figure.get_size_inches()
+    settings = {"ha": "left", "va": "top", "linespacing": 1.2, **how}
+    figure.text(x / width, y / height, "\n".join(lines), fontsize=size, **settings)

@@ -27,7 +27,7 @@ from toast_cli.visualize.figure_panels import (
     is_right,
     to_multiples_of_uniform,
 )
-from toast_cli.visualize.styles.base import FigureStyle, Views, measure_lines, wrap_text
+from toast_cli.visualize.styles.base import FigureStyle, Views, measure_lines, wrap_text, write_lines
 from toast_cli.visualize.styles.wording import (
     describe_look,
     get_strength,
@@ -93,7 +93,7 @@ def draw_simple(samples: Sequence[Sample], views: Views) -> Figure:
     bar = figure.add_axes((MARGIN / WIDTH, (foot - 0.24) / height, 1.25 / WIDTH, 0.14 / height))
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=blend_colormap_over_gray(colormaps["inferno"]))
     bar.set_axis_off()
-    _write(figure, legend, MARGIN + 1.4, foot - 0.06, NOTE_SIZE, color=QUIET_COLOR)
+    write_lines(figure, legend, MARGIN + 1.4, foot - 0.06, NOTE_SIZE, color=QUIET_COLOR)
     return figure
 
 
@@ -158,28 +158,22 @@ def _draw_block(figure: Figure, block: _Block, top: float) -> None:
         left = MARGIN + number * (width + GAP)
         axis = figure.add_axes((left / WIDTH, bottom / height, width / WIDTH, tall / height))
         draw_panel(axis, block.row, panel, small)
-        lines = wrap_text(heading[0].upper() + heading[1:], width, HEADING_SIZE * 1.1)
+        lines = (heading[0].upper() + heading[1:]).replace(" with", "\nwith", 1).split("\n")
         if number == 0 and block.name:
             lines = wrap_text(block.name, width, HEADING_SIZE * 1.1)[:2]
-        _write(
+        write_lines(
             figure, lines, left + width / 2, bottom + tall + 0.05, HEADING_SIZE,
             ha="center", va="bottom", fontweight="bold",
         )  # fmt: skip
     below = bottom - 0.12 - block.legend
-    _write(figure, block.sentence, MARGIN, below, SENTENCE_SIZE)
+    write_lines(figure, block.sentence, MARGIN, below, SENTENCE_SIZE)
     below -= measure_lines(len(block.sentence), SENTENCE_SIZE) + 0.08
     if block.verdict:
         color = {None: "#222222", True: RIGHT_COLOR, False: WRONG_COLOR}[block.right]
-        _write(figure, [block.verdict], MARGIN, below, VERDICT_SIZE, color=color)
+        write_lines(figure, [block.verdict], MARGIN, below, VERDICT_SIZE, color=color)
         below -= measure_lines(1, VERDICT_SIZE) + 0.06
     if block.note:
-        _write(figure, block.note, MARGIN, below, NOTE_SIZE, color=QUIET_COLOR)
-
-
-def _write(figure: Figure, lines: Sequence[str], x: float, y: float, size: float, **how: object) -> None:
-    """Write lines at a place in inches from the lower left corner; `y` is their upper edge by default."""
-    settings: dict[str, object] = {"ha": "left", "va": "top", "linespacing": 1.2, **how}
-    figure.text(x / WIDTH, y / figure.get_figheight(), "\n".join(lines), fontsize=size, **settings)  # type: ignore[arg-type]
+        write_lines(figure, block.note, MARGIN, below, NOTE_SIZE, color=QUIET_COLOR)
 
 
 SIMPLE = FigureStyle(

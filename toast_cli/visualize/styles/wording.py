@@ -9,8 +9,10 @@ from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction
 
 MAX_WORD_LENGTH = 40
 """Largest number of characters of a class in a sentence."""
+LITTLE_MOVED = 0.03
+"""Share of a map, below which a sentence says that it has not moved."""
 REGISTER_NOTE = (
-    "×: {cells} that this network uses as scratch space, wherever the content is (“registers”). "
+    "×: {cells} that this frozen network always looks at, whatever the picture shows (“register tokens”). "
     "{share} of the attention is there{without}."
 )
 
@@ -52,36 +54,46 @@ def write_sentence(sample: Sample, view: ImageView) -> str:
     """Return one sentence on an image: what the model says, how sure it is, and what TOAST changed."""
     last, first = view.last or view.first, view.first if view.last else None
     moved = _describe_move(view)
+    clause = f", and {moved}" if moved else ""
     if last is None:
         if view.viewer.plain:
             return "This network has not been tuned, so it names no class; the bright places are where it looks."
-        return f"The model labels every pixel{moved and ', and with TOAST ' + moved}."
+        return f"The model labels every pixel{clause}."
     if last.value is not None:
-        before = "" if first is None else f" (without TOAST: {first.format()})"
-        return f"The model estimates {_shorten(last.label)} at {last.format()}{before}{moved and ', and ' + moved}."
+        before = "" if first is None else f" (without TOAST: {format_sureness(first)})"
+        return f"The model estimates {_shorten(last.label)} at {format_sureness(last)}{before}{clause}."
     chosen = view.viewer.label is not None
     if chosen or view.viewer.model.objective.target == "labels":
-        before = "" if first is None else f"; without TOAST it would be {first.format()}"
-        return f"“{_shorten(last.label)}” gets {last.format()} from the model{before}{moved and ', and ' + moved}."
+        before = "" if first is None else f"; without TOAST it would be {format_sureness(first)}"
+        return f"“{_shorten(last.label)}” gets {format_sureness(last)} from the model{before}{clause}."
     if first is None:
-        return f"The model says “{_shorten(last.label)}” and is {last.format()} sure."
+        return f"The model says “{_shorten(last.label)}” and is {format_sureness(last)} sure."
     if first.label == last.label:
         return (
-            f"The model says “{_shorten(last.label)}” and is {last.format()} sure "
-            f"({first.format()} without TOAST){moved and ', and ' + moved}."
+            f"The model says “{_shorten(last.label)}” and is {format_sureness(last)} sure "
+            f"({format_sureness(first)} without TOAST){clause}."
         )
     return (
-        f"With TOAST the model says “{_shorten(last.label)}” ({last.format()} sure) instead of "
-        f"“{_shorten(first.label)}” ({first.format()}){moved and ', and ' + moved}."
+        f"With TOAST the model says “{_shorten(last.label)}” ({format_sureness(last)} sure) instead of "
+        f"“{_shorten(first.label)}” ({format_sureness(first)}){clause}."
     )
+
+
+def format_sureness(prediction: TopPrediction) -> str:
+    """Return the probability in whole percent, without claiming 0% or 100%, or the value of a number."""
+    if prediction.probability is None:
+        return prediction.format()
+    if prediction.probability >= 0.995:
+        return "more than 99%"
+    return "less than 1%" if prediction.probability < 0.005 else prediction.format()
 
 
 def write_verdict(names: tuple[str, ...] | None, right: bool | None) -> tuple[str, bool | None]:
     """Return the line on the true class of an image, empty if it is not known, and whether the model is right."""
     if not names:
         return "", None
-    mark = {None: "", True: " — the model is right ✓", False: " — the model is wrong ✗"}[right]
-    return f"True answer: {', '.join(map(_shorten, names))}{mark}", right
+    mark = {None: "", True: ". The model is right ✓", False: ". The model is wrong ✗"}[right]
+    return f"True class: {', '.join(map(_shorten, names))}{mark}", right
 
 
 def write_register_note(view: ImageView) -> str:
@@ -114,4 +126,6 @@ def _describe_move(view: ImageView) -> str:
         before, after = view.shares["pass_one"], view.shares["pass_two"]
         return f"{after:.0%} {looks} is on the outlined object, {before:.0%} before"
     moved = float(view.maps["difference"].abs().sum()) / 2
-    return f"{moved:.0%} {looks} has moved"
+    if moved < LITTLE_MOVED:
+        return "it looks at nearly the same places"
+    return f"{moved:.0%} {looks} has moved to other places"
