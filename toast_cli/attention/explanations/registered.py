@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from toast_cli.attention.deletion_insertion import RANDOM_ORDER, DeletionInsertionCurves
+from toast_cli.attention.deletion_insertion import CURVE_STEPS, RANDOM_ORDER, DeletionInsertionCurves
 from toast_cli.attention.explanations.attention_maps import ATTENTION, ROLLOUT
 from toast_cli.attention.explanations.base import ExplainedBatch, Explanation
 from toast_cli.attention.explanations.grad_cam import GRAD_CAM
@@ -56,11 +56,13 @@ class ExplainedImage:
     random: dict[str, float] = field(default_factory=dict)
 
 
-def explain_batch(explanations: Sequence[Explanation], batch: ExplainedBatch) -> list[ExplainedImage]:
+def explain_batch(
+    explanations: Sequence[Explanation], batch: ExplainedBatch, steps: int = CURVE_STEPS
+) -> list[ExplainedImage]:
     """Return every explanation of each image, with the areas under their deletion and insertion curves.
 
     All maps have the cells of the backbone's grid and are scored by the last pass, also those of pass one: the question
-    is on which pixels the model's answer depends. The order of a map and the random order take the same steps.
+    is on which pixels the model's answer depends. The curves of all maps, and of a random order, have the same `steps`.
 
     Raises:
         UsageError: a library is missing, or the model does not fit an explanation.
@@ -70,7 +72,7 @@ def explain_batch(explanations: Sequence[Explanation], batch: ExplainedBatch) ->
     for explanation in explanations:
         for name, found in explanation.compute(batch).items():
             maps[explanation.name, name] = found.detach().float()
-    curves = DeletionInsertionCurves(batch.model, compute_scores=batch.model.objective.compute_scores)
+    curves = DeletionInsertionCurves(batch.model, steps, compute_scores=batch.model.objective.compute_scores)
     ordered = {" ".join(key): map for key, map in maps.items()}
     ordered[RANDOM_ORDER] = torch.rand(next(iter(maps.values())).shape, generator=curves.generator).to(
         batch.images.device
