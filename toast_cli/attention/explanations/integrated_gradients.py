@@ -61,10 +61,10 @@ def compute_integrated_gradients(
             code="cli.missing-package",
         ) from error
     require_image_classifier(model, "The method of integrated gradients")
-    # Model.forward keeps no graph of a backbone that is not trained.
-    predict: dict[str, Callable[[Tensor], Tensor]] = {"pass_one": lambda inputs: model.forward_passes(inputs)[0]}
+    # Model.forward keeps no graph of a backbone that is not trained; forward_plain does.
+    predict: dict[str, Callable[[Tensor], Tensor]] = {"pass_one": model.forward_plain}
     if model.adapted.steering is not None:
-        predict = {"pass_one": model.forward_plain, "pass_two": lambda inputs: run_differentiable_passes(model, inputs)}
+        predict["pass_two"] = lambda inputs: run_differentiable_passes(model, inputs)
     attributed = {}
     with disable_gradients(model):
         for name, function in predict.items():
