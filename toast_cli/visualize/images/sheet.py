@@ -27,18 +27,21 @@ from toast_cli.visualize.save_figures import (
     compute_source_digest,
     find_free_name,
 )
+from toast_cli.visualize.styles.base import measure_lines, wrap_text, write_lines
 from toast_cli.visualize.styles.simple import RIGHT_COLOR, WRONG_COLOR, build_simple_row
 from toast_cli.visualize.styles.wording import describe_maps, format_answer, write_register_note, write_sentence
 from toast_cli.visualize.view import AttentionViewer, ImageView, compute_image_view
 
 SHEET_NAME = "images"
 """Name of the files without their suffixes."""
-MAX_SHEET_IMAGES = 60
+MAX_SHEET_IMAGES = 48
 """Largest number of images on the contact sheet, the first ones."""
 MAX_PAGE_IMAGES = 1000
 """Largest number of images on the page, so that browsers can open it."""
-PANEL_SIDE, STRIP_DPI, STRIP_QUALITY = 1.7, 110, 85
+PANEL_SIDE, STRIP_DPI, STRIP_QUALITY = 1.3, 180, 85
 """Side of a panel in inches, its resolution, and the quality of a JPEG file."""
+SHEET_DPI = 110
+"""Resolution of the contact sheet."""
 CAPTION_LENGTH = 34
 
 
@@ -82,7 +85,7 @@ def save_image_sheet(
     stem = folder / find_free_name(folder, SHEET_NAME + viewer.file_suffix, digest)
     figure, page, maps = (stem.with_name(f"{stem.name}.{suffix}") for suffix in (kind, "html", "safetensors"))
     title = f"{viewer.name}: {describe_maps(viewer, records[0]['views'][0]['kind'])}"
-    save_figure(draw_image_sheet(images, len(records), title), figure, STRIP_DPI)
+    save_figure(draw_image_sheet(images, len(records), title), figure, SHEET_DPI)
     write_text(page, render_image_page(images, len(records), title, records))
     write_tensors(maps, tensors)
     paths = {"figure": str(figure), "page": str(page), "maps": str(maps)}
@@ -124,26 +127,25 @@ def draw_image_sheet(images: Sequence[SheetImage], count: int, title: str) -> Fi
         with Image.open(io.BytesIO(image.strip)) as strip:
             pictures.append(strip.convert("RGB"))
     panels = round(max(picture.width for picture in pictures) / (PANEL_SIDE * STRIP_DPI))
-    columns = 1 if len(shown) < 3 else 2 if panels > 2 or len(shown) < 9 else 3
+    columns = 1 if len(shown) < 3 else 2 if len(shown) < 9 else 3
     rows = math.ceil(len(shown) / columns)
     width = columns * (PANEL_SIDE * panels + 0.15) + 0.15
     tall = max(picture.height for picture in pictures) / STRIP_DPI
-    height = rows * (tall + 0.45) + 0.75
-    figure = Figure(figsize=(width, height))
     more = f" The first {len(shown)} of {count:,} images; the page has more." if count > len(shown) else ""
     looks = ("the picture", "where it looks") if panels == 2 else ("the picture", "without TOAST", "with TOAST")
-    figure.text(0.15 / width, 1 - 0.1 / height, f"{title}.{more}", fontsize=11, va="top")
-    figure.text(
-        0.15 / width, 1 - 0.36 / height,
-        f"From left to right: {', '.join(looks)}. Each image has its own colour scale; bright: looked at most.",
-        fontsize=9, va="top", color="#444444",
-    )  # fmt: skip
+    legend = f"From left to right: {', '.join(looks)}. Each image has its own colour scale; bright: looked at most."
+    head, below = wrap_text(f"{title}.{more}", width - 0.3, 11), wrap_text(legend, width - 0.3, 9)
+    top_space = 0.2 + measure_lines(len(head), 11) + measure_lines(len(below), 9)
+    height = rows * (tall + 0.45) + top_space
+    figure = Figure(figsize=(width, height))
+    write_lines(figure, head, 0.15, height - 0.08, 11)
+    write_lines(figure, below, 0.15, height - 0.1 - measure_lines(len(head), 11), 9, color="#444444")
     for number, (image, picture) in enumerate(zip(shown, pictures, strict=True)):
         left = 0.15 + (number % columns) * (PANEL_SIDE * panels + 0.15)
-        top = height - 0.7 - (number // columns) * (tall + 0.45)
+        top = height - top_space - (number // columns) * (tall + 0.45)
         own = picture.height / STRIP_DPI, picture.width / STRIP_DPI
         axis = figure.add_axes((left / width, (top - own[0]) / height, own[1] / width, own[0] / height))
-        axis.imshow(picture, aspect="auto", interpolation="nearest")
+        axis.imshow(picture, aspect="auto", interpolation="antialiased")
         axis.set_axis_off()
         mark, color = {None: ("", "#222222"), True: (" ✓", RIGHT_COLOR), False: (" ✗", WRONG_COLOR)}[image.right]
         text = f"{shorten_name(image.name, CAPTION_LENGTH)}: {image.answer}{mark}".rstrip(": ")
