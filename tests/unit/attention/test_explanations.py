@@ -19,7 +19,7 @@ from toast_cli.attention.explanations.registered import EXPLANATIONS, explain_ba
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.strength_sweep import sweep_strength
 from toast_cli.model.model import Model
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,15 @@ def test_a_single_pass_has_one_map_of_each(images: Tensor) -> None:
         find_explanations("all"), ExplainedBatch(linear, images[:1], torch.tensor([0])), steps=2
     )
     assert {which for _, which in explained.maps} == {"pass_one"} and len(explained.maps) == len(EXPLANATIONS)
+
+
+def test_prompts_between_the_levels_are_refused_and_not_left_out(images: Tensor) -> None:
+    prompted = demo_model("vpt")
+    for weight in prompted.get_trained_parameters().values():
+        torch.nn.init.normal_(weight, std=0.5)
+    with pytest.raises(ToastError) as refused:
+        compute_integrated_gradients(prompted, images, torch.tensor([0]))
+    assert refused.value.code == "attention.gradients-mismatch"
 
 
 def test_an_unknown_name_and_a_missing_library_are_refused(

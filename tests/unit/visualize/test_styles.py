@@ -63,6 +63,14 @@ class TestSentence:
             "and 44% of its attention is on the outlined object, 1% before."
         )
 
+    def test_the_same_answer_is_said_once(self, model: Model) -> None:
+        view = make_view(model, TopPrediction("plus", 0.9991), TopPrediction("plus", 0.9999))
+        view.maps["difference"].zero_()
+        assert write_sentence(SAMPLE, view) == (
+            "With TOAST or without, the model says “plus” and is more than 99% sure, and it looks at nearly the same "
+            "places."
+        )
+
     def test_a_single_pass_and_a_plain_backbone_say_less(self, model: Model) -> None:
         assert write_sentence(SAMPLE, make_view(model, TopPrediction("plus", 0.001), None)) == (
             "The model says “plus” and is less than 1% sure."

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toast_cli.attention.map_validation import MISMATCH_TOLERANCE
 from toast_cli.attention.maps import HeadSelection
 from toast_cli.model.model import Model
-from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,13 @@ def require_image_classifier(model: Model, what: str) -> None:
         raise UsageError(f"{what} needs a model that classifies images.", code="attention.unsupported-task")
 
 
-def check_recomputed_logits(logits: Tensor, expected: Tensor, what: str, what_to_do: str) -> None:
-    """Check that an explanation that recomputes a part of the model gives the model's logits.
+def find_mismatch(logits: Tensor, expected: Tensor) -> float | None:
+    """Return the difference of recomputed logits from the model's, as a share of the largest of these.
 
-    Raises:
-        ToastError: the logits differ.
+    None if rounding explains it.
     """
     difference = float((logits - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
-    if not difference <= MISMATCH_TOLERANCE[expected.dtype]:
-        raise ToastError(
-            f"{what} is not supported for this model.",
-            f"The recomputed part gives logits that differ by {difference:.1%}, because the method adds something "
-            "between the levels.",
-            what_to_do,
-            code="attention.grad-cam-mismatch",
-        )
+    return None if difference <= MISMATCH_TOLERANCE[expected.dtype] else difference
 
 
 @contextmanager

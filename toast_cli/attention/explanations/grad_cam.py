@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from toast_cli.attention.explanations.base import (
     ExplainedBatch,
     Explanation,
-    check_recomputed_logits,
     disable_gradients,
+    find_mismatch,
     pool_to_grid,
     require_image_classifier,
 )
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import Signal
 from toast_cli.model.model import Model
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 
 class FinalLevelModule(nn.Module):
@@ -96,8 +96,26 @@ def compute_grad_cam(model: Model, images: Tensor, output: int | Sequence[int] |
             finally:
                 cam.activations_and_grads.release()
             if expected is not None:
-                check_recomputed_logits(cam.outputs.detach(), expected, "Grad-CAM", "Leave Grad-CAM out.")
+                check_recomputed_logits(
+                    cam.outputs.detach(), expected, "Grad-CAM", "Leave Grad-CAM out.", "attention.grad-cam-mismatch"
+                )
     return maps
+
+
+def check_final_logits(logits: Tensor, expected: Tensor) -> None:
+    """Check that the recomputed last level gives the model's logits.
+
+    Raises:
+        ToastError: the logits differ.
+    """
+    if (difference := find_mismatch(logits, expected)) is not None:
+        raise ToastError(
+            "Grad-CAM is not supported for this model.",
+            f"The recomputed last level gives logits that differ by {difference:.1%}, because the method adds "
+            "something between the levels.",
+            "Leave Grad-CAM out.",
+            code="attention.grad-cam-mismatch",
+        )
 
 
 def _build_reshape_transform(model: Model, images: Tensor) -> Callable[[Tensor], Tensor]:

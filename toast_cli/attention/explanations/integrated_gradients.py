@@ -10,14 +10,14 @@ from torch import Tensor
 from toast_cli.attention.explanations.base import (
     ExplainedBatch,
     Explanation,
-    check_recomputed_logits,
     disable_gradients,
+    find_mismatch,
     pool_to_grid,
     require_image_classifier,
 )
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_first_pass
-from toast_cli.utils.errors import UsageError
+from toast_cli.utils.errors import ToastError, UsageError
 
 STEPS = 32
 """Number of points on the straight path from the mean colour to the image."""
@@ -70,8 +70,14 @@ def compute_integrated_gradients(
         for name, function in predict.items():
             with torch.no_grad():
                 expected = model(images) if name == list(predict)[-1] else function(images)
-                check_recomputed_logits(
-                    function(images), expected, "The method of integrated gradients", "Leave integrated-gradients out."
+                difference = find_mismatch(function(images), expected)
+            if difference is not None:
+                raise ToastError(
+                    "Integrated gradients are not supported for this model.",
+                    f"The recomputed pass gives logits that differ by {difference:.1%}, because the method adds "
+                    "something between the levels.",
+                    "Leave integrated-gradients out.",
+                    code="attention.gradients-mismatch",
                 )
             maps, delta = IntegratedGradients(function).attribute(
                 images,

@@ -69,6 +69,11 @@ def write_sentence(sample: Sample, view: ImageView) -> str:
     if first is None:
         return f"The model says “{_shorten(last.label)}” and is {format_sureness(last)} sure."
     if first.label == last.label:
+        if format_sureness(first) == format_sureness(last):
+            return (
+                f"With TOAST or without, the model says “{_shorten(last.label)}” and is {format_sureness(last)} "
+                f"sure{clause}."
+            )
         return (
             f"The model says “{_shorten(last.label)}” and is {format_sureness(last)} sure "
             f"({format_sureness(first)} without TOAST){clause}."
