@@ -118,11 +118,11 @@ def test_a_sweep_runs_the_first_pass_once_and_ends_where_the_model_is(
     entered = []
     enter = model.backbone.enter
     monkeypatch.setattr(model.backbone, "enter", lambda inputs: entered.append(1) or enter(inputs))
-    frames = list(sweep_strength(recorder, images, (0.0, 0.5, 1.0)))
+    frames = list(sweep_strength(recorder, images, (0.0, 1.0, 0.5)))
     assert len(entered) == 1 and steering.strength == 1.0
     for frame, logits, map in (
         (frames[0], model.compute_outputs(output.passes.first.pooled), output.first),
-        (frames[2], output.logits, output.last),
+        (frames[1], output.logits, output.last),
     ):
         assert torch.allclose(frame.logits, logits, atol=1e-4) and torch.allclose(frame.map, map, atol=1e-5)
     assert not torch.allclose(frames[1].map, frames[2].map, atol=1e-4)
