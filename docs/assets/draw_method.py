@@ -119,7 +119,7 @@ def draw_method() -> str:
     )
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 560" role="img" aria-label="{title}">\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="480" height="560" viewBox="0 0 480 560" role="img">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n<defs>{tips}</defs>\n"
         f'<rect x="0.5" y="0.5" width="479" height="559" rx="10" class="card"/>\n{body}\n</svg>\n'
     )
