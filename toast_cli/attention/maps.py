@@ -183,6 +183,10 @@ def compute_attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int
     The map is the class token's row (or, without a class token, the mean of all rows), averaged over heads as in the
     paper's figure 1. Attention to prefix tokens is removed before normalization.
     """
-    rows = attention.float()[:, :, backbone.query_tokens()].mean(dim=(1, 2))
-    patches = rows[:, backbone.prefix_tokens :]
+    return compute_map_of_rows(attention[:, :, backbone.query_tokens()], backbone.prefix_tokens, grid)
+
+
+def compute_map_of_rows(rows: Tensor, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
+    """Return rows `[B, heads, queries, N]` of attention as a map `[B, rows, columns]`; see `compute_attention_map`."""
+    patches = rows.float().mean(dim=(1, 2))[:, prefix_tokens:]
     return (patches / patches.sum(-1, keepdim=True)).unflatten(1, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from toast_cli.attention.image_box import ImageBox
     from toast_cli.recipe.lookup import ResolvedRecipe
 
 
@@ -171,6 +173,33 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
             code="cli.invalid-value",
         )
     return cast("Literal['mean', 'max', 'rollout']", head)
+
+
+def parse_box(point: str | None, box: str | None) -> ImageBox | None:
+    """Parse the values of `--point` and `--box`; None without any.
+
+    Raises:
+        UsageError: Both are given, or a value is not two or four numbers.
+    """
+    if point is None and box is None:
+        return None
+    if point is not None and box is not None:
+        raise UsageError("--point and --box cannot be combined.", code="cli.conflicting-options")
+    option, value, count = ("--point", point, 2) if point is not None else ("--box", box, 4)
+    try:
+        numbers = [float(part) for part in (value or "").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)) or min(numbers[2:], default=0) < 0:
+        form = "X,Y" if point is not None else "X,Y,WIDTH,HEIGHT"
+        raise UsageError(
+            f"Invalid value for {option}: '{value}'.",
+            what_to_do=f"Use {form}, in pixels of the image from its upper left corner.",
+            code="cli.invalid-value",
+        )
+    from toast_cli.attention.image_box import ImageBox
+
+    return ImageBox(*numbers)
 
 
 def read_start(init_from: str | None, overrides: list[str], weights: str | None) -> dict[str, Any] | None:

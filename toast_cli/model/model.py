@@ -147,14 +147,15 @@ class Model(nn.Module):
             counts.levels = True
             first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        return self._apply_head(passes, counts, inputs), passes
+        return self.apply_head(passes, counts, inputs), passes
 
     def forward_plain(self, inputs: Any) -> Tensor:
         """Return the logits of a single pass without feedback."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
-        return self._apply_head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
+        return self.apply_head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
-    def _apply_head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
+    def apply_head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
+        """Return the logits of the last pass; `trace` has its levels if the objective reads them."""
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 

@@ -166,9 +166,25 @@ def run_two_passes(
     levels = steering.levels
     with torch.no_grad():
         shared, first, plain = run_first_pass(backbone, levels, inputs, (first_trace, last_trace))
+    return run_second_pass(backbone, steering, inputs, shared, first, plain, last_trace)
+
+
+def run_second_pass(
+    backbone: Backbone,
+    steering: BaseSteering,
+    inputs: Any,
+    shared: State,
+    first: Readout,
+    plain: Readout | None,
+    trace: Trace | None = None,
+) -> PassOutputs:
+    """Select, feed back, and run the second pass from what `run_first_pass` returned.
+
+    A kept first pass can be followed by many second passes, with other signals.
+    """
     similarity, selected, fed_back = steering.compute_signals(first)
     signals = steering.expand_to_levels(fed_back, len(backbone.levels))
-    state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
+    state = backbone.run(backbone.again(shared, inputs), signals, first=steering.levels.start, trace=trace)
     return PassOutputs(first, backbone.leave(state), plain, similarity, selected, signals)
 
 

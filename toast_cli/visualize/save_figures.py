@@ -109,6 +109,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "layer": recorder.level,
         "head": viewer.head,
         "alpha": None if steering is None else steering.strength,
+        "point": None if viewer.box is None else viewer.box.format(),
         "input_size": list(preprocessing.image_size),
         "images": viewer.images.model_dump(mode="json"),
         "crop_pct": preprocessing.crop_pct,
@@ -194,7 +195,8 @@ def describe_maps(viewer: AttentionViewer, kind: str) -> str:
     head = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
     steering = viewer.model.adapted.steering
     strength = "" if steering is None or steering.strength == 1 else f", signals × {steering.strength:g}"
-    return f"{kind} of layer {viewer.recorder.level}{head}{strength}"
+    experiment = "" if viewer.box is None else f", ξ from {viewer.box.format()} (experiment)"
+    return f"{kind} of layer {viewer.recorder.level}{head}{strength}{experiment}"
 
 
 def compute_source_digest(viewers: Sequence[AttentionViewer], images: Iterable[bytes]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
 from toast_cli.attention.grad_cam import compute_grad_cam
+from toast_cli.attention.image_box import ImageBox, point_at_box
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import compute_object_shares
@@ -48,7 +49,8 @@ class AttentionViewer:
 
     `classes` is None for a plain backbone, whose head is not trained. `recipe` is the model's recipe, if it is known.
     For a `plain` backbone without a run, only the backbone of the recipe has a meaning. `label` is the class, label or
-    number to draw; by default, the most likely class or label, or the first number.
+    number to draw; by default, the most likely class or label, or the first number. With a `box`, the tokens in it set
+    xi (an experiment).
     """
 
     name: str
@@ -61,6 +63,7 @@ class AttentionViewer:
     recipe: Recipe | None = None
     plain: bool = False
     label: str | None = None
+    box: ImageBox | None = None
 
     @property
     def output(self) -> int | None:
@@ -80,6 +83,7 @@ class AttentionViewer:
             f"alpha{strength:g}": strength != 1,
             "grad-cam": self.with_grad_cam,
             to_file_name(f"label-{self.label}"): self.label is not None,
+            "" if self.box is None else f"point-{self.box.format().replace(',', '-')}": self.box is not None,
         }
         return "".join(f"-{mark}" for mark, applies in marks.items() if applies)
 
@@ -164,11 +168,18 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
 
     Raises:
         ToastError: a map differs from the attention that the model uses.
-        UsageError: the level or head does not exist.
+        UsageError: the level or head does not exist, or the viewer's box lies outside of what the model sees.
     """
-    model, transform = viewer.model, viewer.transform
-    image, mask = transform(sample.image, sample.mask)
-    images = image[None].to(next(model.parameters()).device)
+    image, mask = viewer.transform(sample.image, sample.mask)
+    images = image[None].to(next(viewer.model.parameters()).device)
+    window = viewer.transform.compute_window(sample.image)
+    with point_at_box(viewer.model, images, window, viewer.box):
+        return _record_view(viewer, sample, images, mask, window)
+
+
+def _record_view(
+    viewer: AttentionViewer, sample: Sample, images: Tensor, mask: Tensor | None, window: CropWindow
+) -> ImageView:
     output = viewer.recorder.record(images)
     maps = {name: map[0].float().cpu() for name, map in output.get_maps().items()}
     if "pass_two" in maps:
@@ -180,10 +191,8 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
         shares["even"] = float(mask.float().mean())
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
-        maps |= {name: map[0] for name, map in compute_grad_cam(model, images, viewer.output).items()}
-    return ImageView(
-        viewer, transform.compute_window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
-    )
+        maps |= {name: map[0] for name, map in compute_grad_cam(viewer.model, images, viewer.output).items()}
+    return ImageView(viewer, window, output.kind, maps, first, last, output.checks, shares, segments)
 
 
 @torch.no_grad()

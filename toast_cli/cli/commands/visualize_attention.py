@@ -42,6 +42,16 @@ def visualize_attention(
             "label, or the first number]"
         ),
     ] = None,
+    point: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Experiment: set xi to what lies at this pixel of the image, and show where pass two looks then.",
+        ),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="As --point, for all that lies in a rectangle.")
+    ] = None,
     format: Annotated[str, typer.Option(help="Figure format: png, svg or pdf.")] = "png",
     out: Annotated[
         Path | None,
@@ -72,6 +82,10 @@ def visualize_attention(
         )
     if prompt is not None and label is not None:
         raise UsageError("--label needs images and cannot be combined with --prompt.", code="cli.conflicting-options")
+    if prompt is not None and (point is not None or box is not None):
+        raise UsageError(
+            "--point and --box need images and cannot be combined with --prompt.", code="cli.conflicting-options"
+        )
     if format not in FIGURE_FORMATS:
         raise UsageError(
             f"Invalid value for --format: '{format}'.",
@@ -79,6 +93,7 @@ def visualize_attention(
             code="cli.invalid-value",
         )
     chosen = options.parse_head(head)
+    pointed = options.parse_box(point, box)
 
     from toast_cli.cli.commands.visualize_images import (
         announce_figures,
@@ -101,7 +116,10 @@ def visualize_attention(
         set_feedback_strength(viewer.model, alpha)
     if label is not None:
         require_label(viewers, label)
-    viewers = [replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam, label=label) for viewer in viewers]
+    viewers = [
+        replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam, label=label, box=pointed)
+        for viewer in viewers
+    ]
     place = out or folder
     if prompt is not None:
         from toast_cli.cli.commands.visualize_text import show_text
