@@ -1,0 +1,56 @@
+"""Options of the page. Imports neither torch nor gradio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toast_cli.serve.options import is_loopback
+from toast_cli.utils.names import make_names_unique
+
+DEFAULT_PAGE_PORT = 7860
+"""Port of the page, Gradio's own."""
+GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Environment variables to set before Gradio is imported: it sends nothing about its use."""
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page loads, where it listens, and where it saves.
+
+    Attributes:
+        runs: run folders, adapter folders or exported files, shown side by side.
+        weights: backbone weights that replace those of the recipes; None: as recorded.
+        data_dir: root folder of the data sets; None: as recorded.
+        device: device of the models; None: that of each recipe.
+        host: address to listen on.
+        port: TCP port; 0 selects a free one.
+        out: folder of what the page saves; None: in the folder of the first run.
+        open_browser: whether to open the page in the browser of this machine.
+    """
+
+    runs: tuple[Path, ...]
+    weights: str | None = None
+    data_dir: str | None = None
+    device: str | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PAGE_PORT
+    out: Path | None = None
+    open_browser: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether only programs on this machine can connect."""
+        return is_loopback(self.host)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the runs, all different."""
+        return make_names_unique(path.resolve().name for path in self.runs)
+
+    @property
+    def save_folder(self) -> Path:
+        """Return the folder of what the page saves."""
+        if self.out is not None:
+            return self.out
+        return self.runs[0] / "attention" / "app" if self.runs[0].is_dir() else Path("attention") / "app"
