@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from torch import Tensor
 
 from toast_cli.data.images.transforms import CropWindow
@@ -15,7 +15,7 @@ from toast_cli.visualize.map_color_scales import SCALE_PERCENTILE
 
 CELL_PIXELS = 16
 """Height and width of a cell of a map in its picture."""
-LEAST_OPACITY, MOST_OPACITY = 0.45, 0.9
+LEAST_OPACITY, MOST_OPACITY = 0.35, 0.9
 """Opacity of the lowest and the highest number of a map: what is not attended to is dimmed, not hidden."""
 ATTENTION_COLOURS, SIMILARITY_COLOURS = "inferno", "viridis"
 
@@ -65,6 +65,7 @@ def draw_captioned_maps(
     scale = side / max(photo.size)
     width, height = (max(round(length * scale), 1) for length in photo.size)
     small, gap = photo.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), 14
+    pale = ImageEnhance.Color(small).enhance(1 - 0.7 * opacity)  # as on the page
     font = ImageFont.load_default(17)
     band = 26 * max(len(each.caption.split("\n")) for row in rows for each in row) + 8
     columns = max(map(len, rows))
@@ -76,7 +77,7 @@ def draw_captioned_maps(
             picture = small
             if each.map is not None and each.window is not None:
                 window = CropWindow(*(number * scale for number in vars(each.window).values()))
-                picture = compose_heat(small, draw_heat(each.map, each.high, each.colours), window, opacity)
+                picture = compose_heat(pale, draw_heat(each.map, each.high, each.colours), window, opacity)
             sheet.paste(picture, (left, top))
             draw.multiline_text((left, top + height + 6), each.caption, fill="#222222", font=font, spacing=6)
     return sheet

@@ -33,6 +33,8 @@ MOST_BYTES = 64 * 2**20
 HEADS = [("average of all heads", "mean"), ("strongest head", "max"), ("path through all layers", "rollout")]
 SET_OPACITY = "(value) => { document.documentElement.style.setProperty('--heat-opacity', value); }"
 
+CLEAR_CHOICE = "() => { for (const each of document.querySelectorAll('#choices button')) each.ariaPressed = 'false'; }"
+
 
 class ImageTab:
     """The handlers of the tab. Each returns the values of its outputs; the last one is always the message."""
@@ -76,13 +78,13 @@ class ImageTab:
         return format_choices(samples), first, ""
 
     def open_dropped(self, file: str | None, *settings: Any) -> Sequence[Any]:
-        """Read a dropped file and look at it."""
+        """Read a dropped file, look at it, and make room for another one."""
         from toast_cli.serve.page.image_explorer import PageImage
         from toast_cli.utils.hashing import hash_bytes
         from toast_cli.visualize.view import load_image_sample
 
         if file is None:
-            return [gradio.skip(), gradio.skip(), gradio.skip(), ""]
+            return [None, gradio.skip(), gradio.skip(), gradio.skip(), ""]
         path = Path(file)
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(
@@ -95,7 +97,7 @@ class ImageTab:
         white = next(iter(self.explorers.values())).viewer.images.white
         sample = _hide_folder(path, white, load_image_sample)
         image = PageImage(hash_bytes(repr(sample.image.size).encode(), sample.image.tobytes()).hex(), sample)
-        return [image, None, *self.draw(image, None, *settings)]
+        return [None, image, None, *self.draw(image, None, *settings)]
 
     def open_choice(self, index: int, *settings: Any) -> Sequence[Any]:
         """Look at a test picture."""
@@ -211,7 +213,9 @@ def build_image_tab(loader: RunLoader) -> TabContent:
         shares = {name: getattr(event, name) for name in ("left", "top", "width", "height")}
         return tab.point(shares, image, strength, level, head)
 
-    file.upload(show_errors(4)(tab.open_dropped), [file, *settings], shown, api_visibility="private")
+    file.upload(show_errors(5)(tab.open_dropped), [file, *settings], [file, *shown], api_visibility="private").then(
+        None, js=CLEAR_CHOICE
+    )
     choices.select(show_errors(4)(choose), settings, shown, **quiet)
     canvas.select(show_errors(3)(point), [image, *settings], [box, canvas, message], **quiet)
     more.click(show_errors(3)(tab.list_choices), [first], [choices, first, message], **quiet)
