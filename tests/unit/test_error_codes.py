@@ -9,7 +9,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 AREAS = {
-    *("adapter", "artifact", "attention", "backbone", "bench", "cache", "checkpoint", "cli", "data", "device", "disk"),
+    *(
+        "adapter",
+        "app",
+        "artifact",
+        "attention",
+        "backbone",
+        "bench",
+        "cache",
+        "checkpoint",
+        "cli",
+        "data",
+        "device",
+        "disk",
+    ),
     *("export", "image", "judge", "method", "plugin", "recipe", "resume", "run", "task", "text", "toast", "training"),
     *("serve", "visualize", "weights"),
 }

@@ -17,6 +17,7 @@ CELL_PIXELS = 16
 """Height and width of a cell of a map in its picture."""
 LEAST_OPACITY, MOST_OPACITY = 0.35, 0.9
 """Opacity of the lowest and the highest number of a map: what is not attended to is dimmed, not hidden."""
+LEAST_CONTRAST = 2.5
 ATTENTION_COLOURS, SIMILARITY_COLOURS = "inferno", "viridis"
 
 
@@ -32,9 +33,13 @@ class CaptionedMap:
 
 
 def compute_heat_limit(maps: Sequence[Tensor]) -> float:
-    """Return the number at which the common scale of several maps ends; single tokens may lie far above it."""
+    """Return the number at which the common scale of several maps, each with sum 1, ends.
+
+    Single tokens may lie far above it. It is at least `LEAST_CONTRAST` times an even map, so that a map that is almost
+    even looks even.
+    """
     numbers = np.concatenate([map.double().numpy().ravel() for map in maps])
-    return float(np.percentile(numbers, SCALE_PERCENTILE)) or float(numbers.max()) or 1.0
+    return max(float(np.percentile(numbers, SCALE_PERCENTILE)), LEAST_CONTRAST / maps[0].numel())
 
 
 def draw_heat(map: Tensor, high: float, colours: str = ATTENTION_COLOURS) -> Image.Image:

@@ -52,6 +52,7 @@ def run_page(options: PageOptions, report: Callable[[str], object]) -> None:
             PageServer(config, lambda: announce_page(options, listening, loader, report)).run(sockets=[listening])
         finally:
             listening.close()
+            del os.environ["GRADIO_TEMP_DIR"]
 
 
 def announce_page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from toast_cli.utils.files import make_write_error, write_atomically, write_text
 from toast_cli.utils.names import number_names, quote_argument, shorten_name, to_file_name
 from toast_cli.visualize.heat_overlay import CaptionedMap, draw_captioned_maps
 
-PICTURE, ARRAYS, PHOTO, COMMANDS = "picture.png", "maps.npz", "photo.png", "command.txt"
+PICTURE, ARRAYS, PHOTO, COMMANDS, AGAIN = "picture.png", "maps.npz", "photo.png", "command.txt", "again"
 LONGEST_FOLDER_NAME = 60
 
 
@@ -44,7 +44,13 @@ def save_look(
         )
     name = f"test-{image.index}" if image.index is not None else to_file_name(Path(image.sample.name).stem)
     folder = create_free_folder(root, name[:LONGEST_FOLDER_NAME])
-    commands = [format_command(options, path, image, folder, look, settings) for path, look in _pair(options, looks)]
+    paths = dict(zip(options.names, options.runs, strict=True))
+    commands = [
+        format_command(
+            options, paths[name], image, folder, folder / AGAIN / (name if len(looks) > 1 else ""), look, settings
+        )
+        for name, look in looks.items()
+    ]
     rows = [_head_row(name if len(looks) > 1 else "", image, look, settings) for name, look in looks.items()]
     arrays = {
         map if len(looks) == 1 else f"{run}/{map}": tensor.numpy()
@@ -66,9 +72,9 @@ def save_look(
 
 
 def format_command(
-    options: PageOptions, run: Path, image: PageImage, folder: Path, look: RunLook, settings: LookSettings
+    options: PageOptions, run: Path, image: PageImage, folder: Path, out: Path, look: RunLook, settings: LookSettings
 ) -> str:
-    """Return the command that writes the same arrays of one run to a folder beside them."""
+    """Return the command that writes the same arrays of one run to `out`; `folder` has the photograph."""
     what = [str((folder / PHOTO).absolute())] if image.index is None else ["--test-image", str(image.index)]
     parts = ["toast", "visualize-attention", *what, "--run", str(run.absolute()), "--layer", str(look.level)]
     if look.view.kind == "attention":
@@ -83,7 +89,7 @@ def format_command(
         ("--device", options.device),
     ):
         parts += [option, value] if value is not None else []
-    return " ".join(map(quote_argument, [*parts, "--out", str((folder / "again").absolute())]))
+    return " ".join(map(quote_argument, [*parts, "--out", str(out.absolute())]))
 
 
 def create_free_folder(root: Path, name: str) -> Path:
@@ -102,11 +108,6 @@ def create_free_folder(root: Path, name: str) -> Path:
             raise make_write_error(folder, error) from error
         return folder
     raise AssertionError("there is always a free number")
-
-
-def _pair(options: PageOptions, looks: Mapping[str, RunLook]) -> Sequence[tuple[Path, RunLook]]:
-    paths = dict(zip(options.names, options.runs, strict=True))
-    return [(paths[name], look) for name, look in looks.items()]
 
 
 def _head_row(name: str, image: PageImage, look: RunLook, settings: LookSettings) -> list[CaptionedMap]:
