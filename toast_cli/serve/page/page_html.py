@@ -107,9 +107,10 @@ def _format_card(image: PageImage, look: RunLook, settings: LookSettings, named:
     maps = list_captioned_maps(image, look, settings)
     columns = min(len(maps), 2) if named else len(maps)
     panels = "".join(_format_panel(image, each, settings) for each in maps)
-    grid = f'<div class="panels{" one" * (columns == 1)}" style="--columns:{columns}">{panels}</div>'
     summary = "".join(f'<p class="summary">{escape(line)}</p>' for line in describe_look(image, look, settings))
-    return f'<section class="card">{heading}{grid}{summary}</section>'
+    beside, below = (f"<div>{summary}</div>", "") if columns < len(maps) else ("", summary)
+    grid = f'<div class="panels{" one" * (columns == 1)}" style="--columns:{columns}">{panels}{beside}</div>'
+    return f'<section class="card">{heading}{grid}{below}</section>'
 
 
 def _format_panel(image: PageImage, each: CaptionedMap, settings: LookSettings) -> str:
