@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, get_data_path
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from torch import Tensor
 
@@ -71,8 +72,9 @@ def draw_captioned_maps(
     width, height = (max(round(length * scale), 1) for length in photo.size)
     small, gap = photo.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), 14
     pale = ImageEnhance.Color(small).enhance(1 - 0.7 * opacity)  # as on the page
-    font = ImageFont.load_default(17)
-    band = 26 * max(len(each.caption.split("\n")) for row in rows for each in row) + 8
+    font = ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 16)  # it has ξ and ✓
+    captions = [["\n".join(filter(None, each.caption.split("\n"))) for each in row] for row in rows]
+    band = 24 * max(caption.count("\n") + 1 for row in captions for caption in row) + 10
     columns = max(map(len, rows))
     sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + band + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
@@ -84,5 +86,5 @@ def draw_captioned_maps(
                 window = CropWindow(*(number * scale for number in vars(each.window).values()))
                 picture = compose_heat(pale, draw_heat(each.map, each.high, each.colours), window, opacity)
             sheet.paste(picture, (left, top))
-            draw.multiline_text((left, top + height + 6), each.caption, fill="#222222", font=font, spacing=6)
+            draw.multiline_text((left, top + height + 6), captions[y][x], fill="#222222", font=font, spacing=6)
     return sheet

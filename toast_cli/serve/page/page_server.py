@@ -30,6 +30,8 @@ CONTENT_POLICY = (
 )
 """Gradio's scripts are inline and evaluate templates. Nothing comes from, or goes to, another host."""
 
+CRUST = "#8d5524"
+"""The colour of buttons and sliders, dark enough for white text."""
 WORDS = {"upload_text.drop_file": "Drop a photograph here", "upload_text.click_to_upload": "click to choose one"}
 """Words of Gradio's own that the page replaces."""
 
@@ -84,6 +86,10 @@ def build_page_application(loader: RunLoader) -> Any:
         block_title_text_color="*body_text_color",
         block_title_padding="0",
         block_title_text_weight="600",
+        button_primary_background_fill=CRUST,
+        button_primary_background_fill_hover="#74451d",
+        button_primary_text_color="white",
+        slider_color=CRUST,
     )
     return gradio.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
