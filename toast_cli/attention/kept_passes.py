@@ -46,6 +46,10 @@ class RecordedPass:
     query: slice
     prefix_tokens: int
 
+    def count_bytes(self) -> int:
+        """Return the size of the tensors."""
+        return sum(tensor.nbytes for tensor in (*self.rows, *self.means, *self.energies))
+
     def compute_map(self, level: int, head: HeadSelection) -> Tensor:
         """Return the map of a level and a head, `[rows, columns]`; feature energy has no heads.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from toast_cli.cli import options
-from toast_cli.serve.page.page_options import DEFAULT_PAGE_PORT, GRADIO_ENVIRONMENT, PageOptions
+from toast_cli.serve.page.page_options import DEFAULT_PAGE_PORT, PageOptions, prepare_gradio
 
 
 def run_app(
@@ -32,8 +31,10 @@ def run_app(
     several are shown side by side.
     """
     from toast_cli.cli.find_run import print_message, resolve_run_path
+    from toast_cli.training.interrupts import raise_on_stop_signals
     from toast_cli.utils.errors import ToastError, UsageError
 
+    raise_on_stop_signals()  # so that the temporary folder is removed
     paths = tuple(runs or (resolve_run_path(None),))
     for path in paths:
         if not path.exists():
@@ -42,15 +43,15 @@ def run_app(
                 what_to_do="'toast runs ls' lists the runs in this folder.",
                 code="run.not-a-run-folder",
             )
-    os.environ.update(GRADIO_ENVIRONMENT)
-    try:
-        from toast_cli.serve.page.page_server import run_page
-    except ModuleNotFoundError as error:
-        if error.name not in ("gradio", "fastapi", "uvicorn"):
-            raise
-        raise ToastError(
-            f"The page needs the library '{error.name}'.",
-            what_to_do='Run: pip install "gradio>=6"',
-            code="cli.missing-package",
-        ) from error
-    run_page(PageOptions(paths, weights, data_dir, device, host, port, out, open_browser), print_message)
+    with prepare_gradio():
+        try:
+            from toast_cli.serve.page.page_server import run_page
+        except ModuleNotFoundError as error:
+            if error.name not in ("gradio", "fastapi", "uvicorn"):
+                raise
+            raise ToastError(
+                f"The page needs the library '{error.name}'.",
+                what_to_do='Run: pip install "gradio>=6"',
+                code="cli.missing-package",
+            ) from error
+        run_page(PageOptions(paths, weights, data_dir, device, host, port, out, open_browser), print_message)

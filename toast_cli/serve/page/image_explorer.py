@@ -19,10 +19,10 @@ from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, get_top_prediction
 
-MOST_IMAGES = 6
+MOST_IMAGES = 3
 """Number of images whose first pass a run keeps."""
-MOST_PASSES = 24
-"""Number of second passes that are kept of an image."""
+MOST_BYTES = 256 * 2**20
+"""Size of the second passes of the current image that a run keeps."""
 
 KeptT = TypeVar("KeptT")
 
@@ -104,6 +104,9 @@ class ImageExplorer:
         """
         with self._lock:
             kept = _remember(self._images, image.key, lambda: self._run_first(image.sample), MOST_IMAGES)
+            for key, other in self._images.items():
+                if key != image.key:
+                    other.second.clear()
             if settings.box is not None and not self.is_steered:
                 raise make_single_pass_error()
             return self._describe(image, kept, settings)
@@ -115,9 +118,8 @@ class ImageExplorer:
         return _KeptImage(self.recorder.run_first(inputs), transform.compute_window(sample.image), mask)
 
     def _run_second(self, kept: _KeptImage, strength: float, xi: Tensor | None, box: ImageBox | None) -> SteeredPass:
-        return _remember(
-            kept.second, (strength, box), lambda: self.recorder.run_second(kept.first, strength, xi), MOST_PASSES
-        )
+        most = max(MOST_BYTES // max(kept.first.recorded.count_bytes(), 1), 2)
+        return _remember(kept.second, (strength, box), lambda: self.recorder.run_second(kept.first, strength, xi), most)
 
     def _describe(self, image: PageImage, kept: _KeptImage, settings: LookSettings) -> RunLook:
         viewer, first = self.viewer, kept.first.recorded

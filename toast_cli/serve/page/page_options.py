@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +14,6 @@ from toast_cli.utils.names import make_names_unique
 
 DEFAULT_PAGE_PORT = 7860
 """Port of the page, Gradio's own."""
-GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""Environment variables to set before Gradio is imported: it sends nothing about its use."""
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,23 @@ class PageOptions:
         if self.out is not None:
             return self.out
         return self.runs[0] / "attention" / "app" if self.runs[0].is_dir() else Path("attention") / "app"
+
+
+@contextmanager
+def prepare_gradio() -> Iterator[None]:
+    """Set Gradio's environment before it is imported: it sends nothing about its use, and writes to a temporary folder.
+
+    The folder is removed at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="toast-app-") as folder:
+        settings = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value

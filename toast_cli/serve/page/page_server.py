@@ -1,10 +1,8 @@
-"""The process of the page: its socket, its temporary folder, and what a browser may load."""
+"""The process of the page: its socket, and what a browser may load."""
 
 from __future__ import annotations
 
-import os
 import socket
-import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -37,24 +35,20 @@ WORDS = {"upload_text.drop_file": "Drop a photograph here", "upload_text.click_t
 
 
 def run_page(options: PageOptions, report: Callable[[str], object]) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until it is interrupted; within `prepare_gradio`.
 
     Raises:
         UsageError: The address is not available.
-        ModuleNotFoundError: Gradio is not installed.
         KeyboardInterrupt: The page was stopped by SIGINT.
     """
-    with tempfile.TemporaryDirectory(prefix="toast-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        listening = open_socket(options.host, options.port)
-        try:
-            loader = RunLoader(options, report)
-            app = PageGate(build_page_application(loader), options)
-            config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1)
-            PageServer(config, lambda: announce_page(options, listening, loader, report)).run(sockets=[listening])
-        finally:
-            listening.close()
-            del os.environ["GRADIO_TEMP_DIR"]
+    listening = open_socket(options.host, options.port)
+    try:
+        loader = RunLoader(options, report)
+        app = PageGate(build_page_application(loader), options)
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1)
+        PageServer(config, lambda: announce_page(options, listening, loader, report)).run(sockets=[listening])
+    finally:
+        listening.close()
 
 
 def announce_page(
