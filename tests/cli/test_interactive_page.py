@@ -122,7 +122,7 @@ def page(request: pytest.FixtureRequest, server: tuple[Command, str], browser: A
 @pytest.mark.parametrize("page", SIZES, indirect=True)
 def test_a_test_picture_is_shown_with_both_passes_of_each_run_and_fits_the_screen(page: Page) -> None:
     assert page.tab.inner_text("#title").endswith("my-toast, my-linear, run")
-    page.pick(1)
+    page.pick()
     titles = [caption.split("\n")[0] for caption in page.captions()]
     assert titles == ["Before: the plain model", "With TOAST", "What TOAST looks for (ξ)", "Where it looks"]
     assert page.tab.inner_text(".card >> nth=1").count("The correct answer is two-spotted.") == 1
