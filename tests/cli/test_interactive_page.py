@@ -225,9 +225,11 @@ def test_errors_are_messages_of_ours_and_what_was_shown_stays(page: Page, runs: 
     stage.click(position={"x": 3, "y": 5})
     assert "outside of what the model sees" in page.message()
     gone = runs["toast"].rename(runs["toast"].parent / "moved")
-    page.tab.click("#save")
-    page.tab.wait_for_selector("#message :text('is gone')")
-    gone.rename(runs["toast"])
+    try:
+        page.tab.click("#save")
+        page.tab.wait_for_selector("#message :text('is gone')")
+    finally:
+        gone.rename(runs["toast"])
 
 
 def test_the_page_answers_to_names_of_its_own_machine_alone(server: tuple[Command, str]) -> None:

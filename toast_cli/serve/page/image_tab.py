@@ -213,9 +213,9 @@ def build_image_tab(loader: RunLoader) -> TabContent:
         shares = {name: getattr(event, name) for name in ("left", "top", "width", "height")}
         return tab.point(shares, image, strength, level, head)
 
-    file.upload(show_errors(5)(tab.open_dropped), [file, *settings], [file, *shown], api_visibility="private").then(
-        None, js=CLEAR_CHOICE
-    )
+    file.upload(
+        show_errors(5, cleared=1)(tab.open_dropped), [file, *settings], [file, *shown], api_visibility="private"
+    ).then(None, js=CLEAR_CHOICE)
     choices.select(show_errors(4)(choose), settings, shown, **quiet)
     canvas.select(show_errors(3)(point), [image, *settings], [box, canvas, message], **quiet)
     more.click(show_errors(3)(tab.list_choices), [first], [choices, first, message], **quiet)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from toast_cli.serve.options import is_loopback
@@ -39,6 +39,11 @@ class PageOptions:
     port: int = DEFAULT_PAGE_PORT
     out: Path | None = None
     open_browser: bool = False
+    first_is_folder: bool = field(init=False, repr=False)
+    """Whether the first run is a folder when the page starts; it may vanish later."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first_is_folder", self.runs[0].is_dir())
 
     @property
     def is_local(self) -> bool:
@@ -55,7 +60,7 @@ class PageOptions:
         """Return the folder of what the page saves."""
         if self.out is not None:
             return self.out
-        return self.runs[0] / "attention" / "app" if self.runs[0].is_dir() else Path("attention") / "app"
+        return self.runs[0] / "attention" / "app" if self.first_is_folder else Path("attention") / "app"
 
 
 @contextmanager

@@ -44,11 +44,14 @@ class PageTab:
     while_loading: bool = False
 
 
-def show_errors(outputs: int) -> Callable[[Callable[..., Sequence[Any]]], Callable[..., Sequence[Any]]]:
+def show_errors(
+    outputs: int, cleared: int = 0
+) -> Callable[[Callable[..., Sequence[Any]]], Callable[..., Sequence[Any]]]:
     """Return a decorator for a handler of Gradio's: its last output is a message, which shows errors of the handler.
 
     Args:
-        outputs: The number of outputs with the message; the others stay as they are.
+        outputs: The number of outputs with the message; after an error, the others stay as they are.
+        cleared: The number of outputs, first ones first, that are emptied instead.
     """
 
     def decorate(handle: Callable[..., Sequence[Any]]) -> Callable[..., Sequence[Any]]:
@@ -61,7 +64,7 @@ def show_errors(outputs: int) -> Callable[[Callable[..., Sequence[Any]]], Callab
             except Exception as error:
                 LOGGER.exception("The page could not answer.")
                 shown = make_internal_error(error)
-            return [*[gradio.skip()] * (outputs - 1), format_error(shown)]
+            return [*[None] * cleared, *[gradio.skip()] * (outputs - 1 - cleared), format_error(shown)]
 
         return handle_safely
 

@@ -35,7 +35,7 @@ def save_look(
         ToastError: The folder of the run is gone, or the files cannot be written.
     """
     root = options.save_folder
-    if options.out is None and root.parent.parent == options.runs[0] and not options.runs[0].is_dir():
+    if options.out is None and options.first_is_folder and not options.runs[0].is_dir():
         raise ToastError(
             f"The run {options.runs[0]} is gone, so nothing can be saved in it.",
             "Its folder was moved or deleted after the page was opened.",
