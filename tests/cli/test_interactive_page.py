@@ -96,7 +96,11 @@ def server(
 ) -> Iterator[tuple[Command, str]]:
     paths = [*runs.values(), shared_runs.get("text")]
     command = begin(
-        tmp_path_factory.mktemp("said"), "app", "--port", "0", *(word for path in paths for word in ("--run", path))
+        tmp_path_factory.mktemp("server") / "said",
+        "app",
+        "--port",
+        "0",
+        *(word for path in paths for word in ("--run", path)),
     )
     address = None
     while address is None and command.ended(0.2) is None:
