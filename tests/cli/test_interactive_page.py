@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import shlex
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file
 
 from tests.cli.conftest import toast
 from tests.cli.test_pages_in_a_browser import SIZES, browser  # noqa: F401, a fixture
-from tests.forks import Command, begin
+from tests.forks import LONGEST, Command, begin
 from tests.scenes import demo_model, kept
 from tests.shared_runs import SharedRuns
 
@@ -102,8 +103,8 @@ def server(
         "0",
         *(word for path in paths for word in ("--run", path)),
     )
-    address = None
-    while address is None and command.ended(0.2) is None:
+    address, last = None, time.monotonic() + LONGEST
+    while address is None and command.ended(0.2) is None and time.monotonic() < last:
         address = re.search(r"http://127\.0\.0\.1:\d+/", command.err)
     assert address is not None, command.err
     yield command, address[0]
