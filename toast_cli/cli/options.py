@@ -58,7 +58,10 @@ BackboneOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="Backbone weights: a file, a folder of timm or transformers, or 'none' for random weights."),
+    typer.Option(
+        help="Backbone weights: a file, a folder of timm or transformers, OWNER/NAME on the Hugging Face Hub, "
+        "or 'none' for random weights."
+    ),
 ]
 DatasetOption = Annotated[
     str | None,
@@ -70,12 +73,35 @@ DatasetOption = Annotated[
 DataDirOption = Annotated[
     str | None, typer.Option(help="Root folder of the data sets. [default: $TOAST_DATA_DIR or ./data]")
 ]
+
+
+def download_run(run: Path | None) -> Path | None:
+    """Return a local path as it is, and that of the download of a repository of the hub."""
+    from toast_cli.utils.hub import resolve_place
+
+    return None if run is None else resolve_place(run) if len(run.parts) == 2 else run
+
+
+def download_runs(runs: list[Path] | None) -> list[Path] | None:
+    """Return the paths of several runs, those of the hub downloaded."""
+    return [path for run in runs or () if (path := download_run(run)) is not None]
+
+
 RunOption = Annotated[
-    Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: newest run]")
+    Path | None,
+    typer.Option(
+        callback=download_run,
+        help="Run folder, adapter folder, exported file, or OWNER/NAME on the Hugging Face Hub. [default: newest run]",
+    ),
 ]
 RunsOption = Annotated[
     list[Path] | None,
-    typer.Option("--run", help="Run folder, adapter folder or exported file. Can be repeated. [default: newest run]"),
+    typer.Option(
+        "--run",
+        callback=download_runs,
+        help="Run folder, adapter folder, exported file, or OWNER/NAME on the Hugging Face Hub. Can be repeated. "
+        "[default: newest run]",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="Compute precision: auto, fp32, bf16 or fp16.")]
