@@ -99,7 +99,7 @@ def test_a_pushed_adapter_is_a_run_a_start_and_a_model(here: Path, run: Path, hu
 def test_pushed_weights_are_the_weights_of_another_run(here: Path, run: Path, hub: LocalHub) -> None:
     push(run, "--what", "backbone", "--out", str(here / "b.safetensors"), to="me/weights")
     assert read_front_matter(hub, "me/weights")["pipeline_tag"] == "image-feature-extraction"
-    words = ["--backbone", "vit_demo_3", "--weights", "me/weights", "--method", "linear", "training.epochs=1"]
+    words = ["--backbone", "vit_demo", "--weights", "me/weights", "--method", "linear", "training.epochs=1"]
     said = toast("tune", *TINY_DEMO, *words, "--output-dir", "probe")
     assert said.code == 0, said.err
     assert toast("export", "--run", "probe", "--out", here / "probe.safetensors").code == 0
