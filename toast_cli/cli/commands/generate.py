@@ -43,6 +43,14 @@ def generate(
         str | None,
         typer.Option(help="System message before every conversation that has none of its own."),
     ] = None,
+    emphasize: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Set ξ from the tokens of this text of the prompt, wherever it occurs (an experiment): pass two then "
+            "selects tokens that are similar to them. Can be given several times; for runs of toast and toast-lite.",
+        ),
+    ] = None,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
@@ -124,7 +132,9 @@ def generate(
             print_line(f"{what} cut at the limit of new tokens (--max-new-tokens {max_new_tokens}).", err)
 
     if asked is not None:
-        texts = writer.answer_all([add_system_turn(one.turns, system) for one in asked], batch_size, **settings)
+        conversations = [add_system_turn(one.turns, system) for one in asked]
+        marked = [emphasize] * len(conversations) if emphasize else None
+        texts = writer.answer_all(conversations, batch_size, marked, **settings)
         report_cut(len(asked))
         if out is not None:
             lines = ({**one.entry, "answer": text} for one, text in zip(asked, texts, strict=True))
@@ -143,7 +153,7 @@ def generate(
 
     def answer(turns: list[Turn]) -> str:
         streamed = beams == 1 and not as_json
-        text = writer.answer(turns, print_text if streamed else None, **settings)
+        text = writer.answer(turns, print_text if streamed else None, emphasize or (), **settings)
         if not as_json:
             print_answer("" if streamed else text)
         report_cut()
