@@ -15,9 +15,9 @@ from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
 from tests.unit.evaluation.answers import answers_of
 from tests.unit.visualize.test_color_scales import VIEW, text_view
-from toast_cli.cli.commands.visualize_text import render_text_page
 from toast_cli.evaluation.answer_files import write_answer_files
 from toast_cli.evaluation.answer_report import render_answer_report
+from toast_cli.visualize.text_page import render_text_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
