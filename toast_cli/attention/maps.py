@@ -42,11 +42,15 @@ class AttentionOutput:
 
 @dataclass
 class AttentionWeights:
-    """The weights of one level in each pass, `[B, N, N]`: a row per attending token. `last` is None with one pass."""
+    """The weights of one level in each pass, `[B, N, N]`: a row per attending token. `last` is None with one pass.
+
+    `similarity` `[B, N]` is that of selection; None without a second pass.
+    """
 
     first: Tensor
     last: Tensor | None
     checks: AttentionChecks | None = None
+    similarity: Tensor | None = None
 
 
 @dataclass
@@ -100,9 +104,12 @@ class AttentionRecorder:
         Raises:
             ToastError: a map differs from the attention that the model uses.
         """
-        _, _, first, last, checks = self._run(inputs)
+        _, passes, first, last, checks = self._run(inputs)
         return AttentionWeights(
-            self._reduce_levels(first), self._reduce_levels(last) if last.attention else None, checks
+            self._reduce_levels(first),
+            self._reduce_levels(last) if last.attention else None,
+            checks,
+            passes.similarity,
         )
 
     def _run(self, inputs: object) -> tuple[Tensor, PassOutputs, Trace, Trace, AttentionChecks | None]:

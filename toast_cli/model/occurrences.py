@@ -34,7 +34,7 @@ def mark_occurrences(
     segments, spans = _split(turns, tokenizer, template)
     whole = "".join(segment.text for segment in segments)
     marked = [[False] * len(segment.ids) for segment in segments]
-    offsets = [_get_offsets(segment, tokenizer) for segment in segments]
+    offsets = [get_token_offsets(segment, tokenizer) for segment in segments]
     controls = get_control_tokens(tokenizer, template)
     for text in texts:
         for begin, end in _find_text(text, whole, spans, name):
@@ -93,7 +93,7 @@ def _find_tokens(
     return range(first, last + is_token_cut(segment, end, tokenizer, controls))
 
 
-def _get_offsets(segment: Segment, tokenizer: Any) -> list[tuple[int, int]] | None:
+def get_token_offsets(segment: Segment, tokenizer: Any) -> list[tuple[int, int]] | None:
     """Return begin and end of every token in the text of a segment, as the tokenizer gives them.
 
     A begin token has no text. None: The tokenizer is no fast one, or gives other tokens, because the text spells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from toast_cli.utils.formatting import render_template
@@ -10,6 +10,7 @@ from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.save_figures import describe_maps
 from toast_cli.visualize.text import (
     TEXT_MAP_DESCRIPTIONS,
+    ColoredText,
     TextView,
     build_text_scales,
     choose_text_color,
@@ -50,13 +51,14 @@ def _format_value(value: float, name: str) -> str:
     return get_value_formatter(name)(value) + " points" * (name == "difference")
 
 
-def describe_text_map(view: TextView, name: str) -> str:
+def describe_text_map(view: ColoredText, name: str) -> str:
     """Describe a map in words, for readers who cannot see the colors."""
     largest = (f"{token} {_format_value(value, name)}" for token, value in get_top_tokens(view, name))
     return f"Most: {', '.join(largest)}"
 
 
 def format_next_token(view: TextView) -> str:
+    """Return the most likely next token of each pass as a sentence."""
     first = f"Next token: {view.first.label!r} ({view.first.probability:.1%})"
     if view.last is None:
         return f"{first}."
@@ -64,30 +66,41 @@ def format_next_token(view: TextView) -> str:
 
 
 def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str, Any]:
+    return {
+        "name": view.viewer.name,
+        "described": describe_maps(view.viewer, "attention"),
+        "next": format_next_token(view),
+        "maps": build_page_maps(view, meaning, TEXT_MAP_DESCRIPTIONS),
+    }
+
+
+def build_page_maps(
+    text: ColoredText, scales: Mapping[str, ColorScale], descriptions: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the maps of a text for the macro `colored_text`, in the order of their descriptions."""
     maps = []
-    for name, values in view.maps.items():
+    for name, values in ((name, text.maps[name]) for name in descriptions if name in text.maps):
         tokens = [
             {
                 "text": mark_line_breaks(token),
-                "name": format_token_name(view.tokens, index),
+                "name": format_token_name(text.tokens, index),
                 "value": _format_value(value, name),
                 "colour": colour,
                 "ink": choose_text_color(colour),
             }
             for index, (token, value, colour) in enumerate(
-                zip(view.tokens, values.tolist(), meaning[name].to_hex(values.numpy()), strict=True)
+                zip(text.tokens, values.tolist(), scales[name].to_hex(values.numpy()), strict=True)
             )
         ]
         maps.append(
             {
-                "meaning": TEXT_MAP_DESCRIPTIONS[name],
+                "meaning": descriptions[name],
                 "tokens": tokens,
-                "alt": describe_text_map(view, name),
-                "legend": _build_page_legend(meaning[name], name),
+                "alt": describe_text_map(text, name),
+                "legend": _build_page_legend(scales[name], name),
             }
         )
-    described = describe_maps(view.viewer, "attention")
-    return {"name": view.viewer.name, "described": described, "next": format_next_token(view), "maps": maps}
+    return maps
 
 
 def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
