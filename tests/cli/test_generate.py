@@ -82,6 +82,9 @@ def test_words_are_emphasized_alone_in_files_and_in_a_chat(here: Path, text_run:
     (here / "prompts.txt").write_text("Say yes, 3.\nAnd now, would you please say yes?")
     several = toast(*ask, "yes", "--prompts", "prompts.txt", "--json")
     assert json.loads(several.out)[0]["answer"] == json.loads(alone.out)["answer"]
+    plain = toast(*ask[:-1], "--alpha", "0", "Say yes, 3.", "--json")
+    silent = toast(*ask, "yes", "--alpha", "0", "Say yes, 3.", "--json")
+    assert json.loads(silent.out) == json.loads(plain.out), "without signals, xi has no effect"
     for texts, error in ((["No"], "text.not-in-prompt"), ([""], "text.empty-emphasis")):
         toast(*ask, *texts, "Say yes, 3.").fails(2, error=error)
     (here / "prompts.txt").write_text("Say yes, 3.\nSay no, 4.")

@@ -51,6 +51,7 @@ def generate(
             "selects tokens that are similar to them. Can be given several times; for runs of toast and toast-lite.",
         ),
     ] = None,
+    alpha: options.AlphaOption = None,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
@@ -115,7 +116,7 @@ def generate(
     from toast_cli.utils.names import format_json
 
     asked = None if prompts is None else _read_prompts(prompts)
-    writer = _make_writer(run, backbone, weights, raw, device)
+    writer = _make_writer(run, backbone, weights, raw, device, alpha)
     if system is not None and writer.template is None:
         raise UsageError(
             "--system cannot be used with this model.",
@@ -187,14 +188,18 @@ def _read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
+def _make_writer(
+    run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None, alpha: float | None
+) -> Any:
+    from toast_cli.evaluation.open_run import set_feedback_strength
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
     from toast_cli.model.generation import TextGenerator, choose_template
     from toast_cli.training.distributed.devices import make_accelerator
     from toast_cli.training.session import build_plain_model
 
     if backbone is None:
-        return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True)
+        return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True, alpha=alpha)
     model, recipe = build_plain_model(backbone, weights, device)
+    set_feedback_strength(model, alpha)
     template = None if raw else choose_template(recipe, model.backbone.tokenizer)
     return TextGenerator(model.to(make_accelerator(recipe.device, recipe.precision).device), template, print_message)
