@@ -3,9 +3,9 @@
     python benchmarks/emphasis.py --out runs/emphasis
     python benchmarks/emphasis.py --out runs/emphasis-stories --model stories260k
 
-Without --model, a small LLaMA is trained from scratch on made texts first: short questions about who has what. TOAST
-then tunes the model on another form of the task, longer questions that are answered with a sentence, in which no two
-facts conflict. The rate of training is the one of --rates with the lowest validation loss.
+Without --model, a small LLaMA is trained from scratch on made texts first: facts about who has what, and short
+questions about them. TOAST then tunes the model on another task, questions in the form of instructions, in which no
+two facts conflict. The rate of training is the one of --rates with the lowest validation loss.
 
 A prompt of the measurement has four facts. Two of them say different things about the person that the question is
 about; one of these two, drawn at random, is the target. Each prompt is answered greedily three times: without emphasis,
@@ -56,8 +56,9 @@ def write_fact(person: str, color: str, thing: str) -> str:
 def make_instruction(draw: random.Random) -> dict[str, str]:
     """Four facts, and a question about one of them."""
     facts = draw_facts(draw)
-    told, asked = [write_fact(*fact) for fact in facts], draw.randrange(4)
-    return {"instruction": " ".join(told) + f" What does {facts[asked][0]} have?", "output": told[asked]}
+    person, color, thing = draw.choice(facts)
+    told = " ".join(write_fact(*fact) for fact in facts)
+    return {"instruction": f"{told} What does {person} have?", "output": f"{person}: {color} {thing}"}
 
 
 def make_document(draw: random.Random) -> str:
@@ -152,8 +153,8 @@ def answer(generator: TextGenerator, prompts: list[dict[str, Any]], condition: s
 
 
 def follows(text: str, fact: str) -> bool:
-    """Return whether an answer names the color and the thing of a fact."""
-    return fact.partition(" has a ")[2].rstrip(".") in text
+    """Return whether an answer names the color and the thing of a fact, or of the answer to a question."""
+    return " ".join(fact.rstrip(".").split()[-2:]) in text
 
 
 def measure(generator: TextGenerator, prompts: list[dict[str, Any]], strength: float) -> dict[str, Any]:
@@ -219,9 +220,13 @@ def main() -> None:
     print(f"{best['run'].name}: loss {best['validation']['loss']:.3f} (validation), {best['test']['loss']:.3f} (test)")
     generator = make_text_generator(open_run(RunRequest(best["run"], device="cpu")), print)
 
-    draw = random.Random(2)
+    draw = random.Random(3)
     entries = [make_instruction(draw) for _ in range(200)]
-    single = [{"prompt": entry["instruction"], "target": entry["output"]} for entry in entries]
+    single = [
+        {"prompt": entry["instruction"], "target": write_fact(person, *rest.split())}
+        for entry in entries
+        for person, _, rest in [entry["output"].partition(": ")]
+    ]
     right = {}
     for condition in CONDITIONS[:2]:
         pairs = zip(answer(generator, single, condition), single, strict=True)

@@ -43,7 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("evaluation", "training", "attention", "storage", "model", "data", "steering", "recipe", "registry"),
         *("backbones", "utils"),
     },
-    "serve": {"api", "evaluation", "storage", "model", "data", "recipe", "utils"},
+    "serve": {
+        *("api", "evaluation", "training", "visualize", "attention", "storage", "model", "data", "recipe", "utils"),
+    },
     "cli": {
         "serve",
         *("bench", "evaluation", "training", "export", "visualize", "attention", "storage", "model", "data", "recipe"),

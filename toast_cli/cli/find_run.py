@@ -48,8 +48,8 @@ def load_writer(
     """Load a run's language model for generation.
 
     Prompts are formatted with the template that the run was trained with, unless `raw` is true. With `interrupted`, a
-    run that has not finished is loaded from its last checkpoint, which is printed on stderr. `alpha` scales the feedback
-    signals.
+    run that has not finished is loaded from its last checkpoint, which is printed on stderr. `alpha` scales the signals
+    of the feedback.
 
     Raises:
         UsageError: The run is not one of a language model, it has no checkpoint, `alpha` is set without feedback, or

@@ -191,8 +191,8 @@ def _read_prompts(path: Path) -> list[Prompt]:
 def _make_writer(
     run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None, alpha: float | None
 ) -> Any:
-    from toast_cli.evaluation.open_run import set_feedback_strength
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
+    from toast_cli.evaluation.open_run import set_feedback_strength
     from toast_cli.model.generation import TextGenerator, choose_template
     from toast_cli.training.distributed.devices import make_accelerator
     from toast_cli.training.session import build_plain_model
