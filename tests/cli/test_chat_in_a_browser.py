@@ -63,7 +63,8 @@ def test_words_of_a_chat_are_coloured_and_emphasized(
     titles = tab.eval_on_selector_all("#chat-colored .text span", "spans => spans.map((each) => each.title)")
     assert all(re.search(r": [-+.\de]+(%| points)$|: 0 points$", title) for title in titles)
     assert "--emphasize yes" in tab.inner_text("#chat-note")
-    assert "Say yes" in tab.inner_text("#chat-history") and tab.input_value("#chat-message textarea") == ""
+    assert "Say yes, <b>4</b>." in tab.inner_text("#chat-history")
+    assert tab.input_value("#chat-message textarea") == ""
     if os.environ.get("TOAST_SHOTS"):
         tab.screenshot(path=Path(os.environ["TOAST_SHOTS"]) / f"chat-{size}.png", full_page=True)
     before = tab.inner_html("#chat-colored")

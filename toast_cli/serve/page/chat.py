@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
 import gradio
@@ -159,7 +159,12 @@ def build_chat() -> ChatParts:
         with gradio.Column(scale=2, min_width=280):
             name = gradio.Dropdown([], label="Run", visible=False, elem_id="chat-run")
             history = gradio.Chatbot(
-                label="Conversation", height=360, render_markdown=False, feedback_options=None, elem_id="chat-history"
+                label="Conversation",
+                height=360,
+                render_markdown=False,
+                feedback_options=None,
+                buttons=["copy"],
+                elem_id="chat-history",
             )
             message = gradio.Textbox(label="Message", lines=3, elem_id="chat-message")
             with gradio.Row():
@@ -205,11 +210,12 @@ def build_chat() -> ChatParts:
             LOGGER.exception("The chat could not answer.")
             return gradio.skip(), gradio.skip(), gradio.skip(), _format_problem(error)
         messages.append({"role": "assistant", "content": answered.text})
+        safe = [{**one, "content": escape(one["content"], quote=False)} for one in messages]
         lines = [escape(notice) for notice in speaker.notices]
         if answered.command:
             lines.append(f"To generate this answer again:<br><code>{escape(answered.command)}</code>")
         report = f'<div class="note fine" role="status">{"<br>".join(lines)}</div>' if lines else ""
-        return messages, "", answered.page, report
+        return safe, "", answered.page, report
 
     def restart() -> Sequence[Any]:
         return [], EMPTY, ""
@@ -224,13 +230,13 @@ def build_chat() -> ChatParts:
 
 
 def _read_history(shown: Any) -> list[dict[str, str]]:
-    """Return the messages of Gradio's conversation, whose contents are texts or lists of parts with a text."""
+    """Return the messages of Gradio's conversation, whose contents are escaped texts or lists of parts with a text."""
     messages = []
     for one in shown or []:
         content = one["content"]
         if not isinstance(content, str):
             content = "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
-        messages.append({"role": one["role"], "content": content})
+        messages.append({"role": one["role"], "content": unescape(content)})
     return messages
 
 
