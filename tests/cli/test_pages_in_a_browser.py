@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,52 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def read_column(tab: Any, table: str, column: int) -> list[str]:
+    """The cells of a column of the first such table, from top to bottom."""
+    script = "(rows, column) => rows.map((row) => row.cells[column].innerText.split('\\n')[0])"
+    rows = tab.locator(table).first.locator("tbody > tr:not(.group, .paper)")
+    return list(rows.evaluate_all(script, column))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tables_sort_by_column_and_show_details(size: str, browser: Any, pages: dict[str, Path]) -> None:
+    width, height = SIZES[size]
+    tab = browser.new_page(viewport={"width": width, "height": height}, has_touch=size == "telephone")
+    troubles: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(pages["comparison"].as_uri())
+    runs = "table.sortable >> nth=0"
+    before = tab.inner_text(runs).split()
+    trained = [float(cell.replace(",", "")) for cell in read_column(tab, "table.sortable", 2)]
+    heading = tab.locator(f"{runs} >> th:nth-child(3) button")
+    heading.focus()
+    tab.keyboard.press("Enter")
+    assert tab.get_attribute(f"{runs} >> th:nth-child(3)", "aria-sort") == "descending"
+    largest = [float(cell.replace(",", "")) for cell in read_column(tab, "table.sortable", 2)]
+    assert largest == sorted(trained, reverse=True)
+    heading.click()
+    smallest = [float(cell.replace(",", "")) for cell in read_column(tab, "table.sortable", 2)]
+    assert smallest == sorted(trained) != largest and sorted(before) == sorted(tab.inner_text(runs).split())
+    assert tab.is_hidden("#cell-details")
+    cell = tab.locator(f"{runs} >> tbody td:nth-child(2) >> nth=0")
+    cell.tap() if size == "telephone" else cell.hover()
+    assert tab.is_visible("#cell-details") and "[" in tab.inner_text("#cell-details")
+    tab.keyboard.press("Escape")
+    assert tab.is_hidden("#cell-details")
+    assert tab.is_hidden("details table")
+    tab.locator("summary").press("Enter")
+    assert tab.is_visible("details table")
+    classes = read_column(tab, "details table", 0)
+    tab.locator("details th:nth-child(1) button").click()
+    assert read_column(tab, "details table", 0) == sorted(classes)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert troubles == [] and [url for url in asked if not url.startswith("data:")] == [pages["comparison"].as_uri()]
+    tab.close()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("which", ["answers", "comparison", "text"])
 def test_a_page_shows_all_of_itself_and_asks_for_nothing(
@@ -79,7 +126,7 @@ def test_a_page_shows_all_of_itself_and_asks_for_nothing(
         assert not tab.evaluate(cut), "nor anything inside"
     if which == "text":
         assert tab.evaluate("[...document.querySelectorAll('[role=img]')].every(part => part.ariaLabel)")
-    tab.screenshot(path=tmp_path / "page.png", full_page=True)
-    with Image.open(tmp_path / "page.png") as picture:
+    tab.screenshot(path=Path(os.environ.get("TOAST_SHOTS", tmp_path)) / f"{which}-{size}.png", full_page=True)
+    with Image.open(Path(os.environ.get("TOAST_SHOTS", tmp_path)) / f"{which}-{size}.png") as picture:
         assert picture.width == width and len(np.unique(np.asarray(picture.convert("L")))) > 50
     tab.close()

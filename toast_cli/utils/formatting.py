@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from toast_cli.utils.files import write_atomically
 from toast_cli.utils.version import __version__
@@ -29,6 +31,19 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 """The HTML templates of this package, by their path in it. Values are escaped."""
+
+
+def read_script(name: str) -> Markup:
+    """Return a script of this package, by its path in it, for a page."""
+    return Markup((Path(__file__).parent.parent / name).read_text(encoding="utf-8"))
+
+
+def hash_script(script: str) -> str:
+    """Return the source of a script for a page's content security policy, which then allows no other script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+TEMPLATES.globals |= {"read_script": read_script, "hash_script": hash_script}
 
 
 def format_bytes(size: int) -> str:
@@ -81,7 +96,7 @@ def remove_formula_quote(cell: str) -> str:
 
 
 def render_template(template: str, environment: Environment = TEMPLATES, **values: Any) -> str:
-    """Render a template to a self-contained page without scripts."""
+    """Render a template to a self-contained page."""
     return environment.get_template(template).render(version=__version__, **values)
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.class_tables import iterate_class_tables
 from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
@@ -49,6 +50,7 @@ def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
         name=results.board.experiment.name,
         progress=", ".join(f"{count:,} runs {state}" for state, count in counts),
         tables=[(table, draw_table_figures(table)) for table in build_tables(results)],
+        per_class=list(iterate_class_tables(results)),
         curves=write_curve_figures(results, out / "tables"),
         records={"Failed": failures, "Runs": list(results.iterate_runs())},
         describe_runs=_describe_runs,
