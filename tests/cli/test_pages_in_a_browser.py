@@ -14,8 +14,12 @@ from PIL import Image
 
 from tests.cli.conftest import toast
 from tests.scenes import demo_model, kept
+from tests.unit.bench.made_up import filled
+from tests.unit.bench.test_status_output import shares
 from tests.unit.evaluation.answers import answers_of
 from tests.unit.visualize.test_color_scales import VIEW, text_view
+from toast_cli.bench import suite
+from toast_cli.bench.tables.render import write_experiment_page
 from toast_cli.evaluation.answer_files import write_answer_files
 from toast_cli.evaluation.answer_report import render_answer_report
 from toast_cli.visualize.text_page import render_text_page
@@ -50,7 +54,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (home / "prompt.html").write_text(
         render_text_page([VIEW, text_view("x" * 60, [0.9, 0.1, 0], [0, 0.1, 0.9])]), "utf-8"
     )
+    results = filled(suite.load_suite("demo")[1], home, shares)
+    for number, run in enumerate(results.iterate_runs()):
+        (home / run["run"]).mkdir(parents=True)
+        rows = f"class,support,recall\n{'b' * 40},9,0.{number % 7}\na,5,0.5\n"
+        (home / run["run"] / "per_class.csv").write_text(rows)
     return {
+        "bench": write_experiment_page(results, home),
         "answers": home / "answers/report.html",
         "comparison": home / "comparison/report.html",
         "text": home / "prompt.html",
@@ -100,6 +110,40 @@ def test_tables_sort_by_column_and_show_details(size: str, browser: Any, pages: 
     assert read_column(tab, "details table", 0) == sorted(classes)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert troubles == [] and [url for url in asked if not url.startswith("data:")] == [pages["comparison"].as_uri()]
+    tab.close()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_of_a_suite_sorts_within_groups_and_has_details_by_class(
+    size: str, browser: Any, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    width, height = SIZES[size]
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    troubles: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(pages["bench"].as_uri())
+    table = tab.locator("table.sortable").first
+    heading = table.locator("thead tr:last-child th").nth(1)
+    before = read_column(tab, "table.sortable", 1)
+    heading.locator("button").click()
+    after = read_column(tab, "table.sortable", 1)
+    values = table.locator("tbody > tr:not(.group, .paper)").evaluate_all(
+        "rows => rows.map((row) => Number(row.cells[1].dataset.value))"
+    )
+    assert values == sorted(values, reverse=True) and sorted(after) == sorted(before) and len(set(values)) > 1
+    table.locator("td[tabindex]").first.focus()
+    assert "test split" in tab.inner_text("#cell-details")
+    tab.locator("summary").first.press("Enter")
+    classes = tab.locator("details[open] table")
+    assert classes.locator("tbody tr").count() == 2
+    classes.locator("td[tabindex]").first.hover()
+    assert "By seed: " in tab.inner_text("#cell-details")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert troubles == [] and [url for url in asked if not url.startswith("data:")] == [pages["bench"].as_uri()]
+    tab.screenshot(path=Path(os.environ.get("TOAST_SHOTS", tmp_path)) / f"bench-{size}.png", full_page=True)
     tab.close()
 
 
