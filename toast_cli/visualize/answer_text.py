@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def compute_answer_view(
     markers = get_marker_tokens(tokenizer)
     while len(ids) > begin and (ids[-1] in markers or not tokenizer.decode(ids[-1:]).strip()):
         ids.pop()  # what the format writes after an answer
-    marking = nullcontext()
+    marking: AbstractContextManager[None] = nullcontext()
     if emphasize:
         marked = mark_occurrences(turns, tokenizer, template, emphasize)
         marking = emphasize_tokens(model, [ids[:begin]], [marked])
