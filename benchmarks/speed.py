@@ -5,8 +5,9 @@
     python benchmarks/speed.py --backbone dinov3_s16 --image-size 224 --batch 4 --what inference
 
 Inference is measured against the plain backbone with a head of as many classes, a training step against LoRA (PEFT,
-rank 4 on q, k, v). Weights are random. All ways take turns; medians and their ratios are printed. Memory is the highest
-sum of what the operations of a step hold at a time, gradients included, beyond what was there before.
+rank 4 on q, k, v). Weights are random. All ways take turns; medians are printed, and ratios round by round: the median,
+the smallest and the largest. Memory is the highest sum of what the operations of a step hold at a time, gradients
+included, beyond what was there before.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def _build(given: argparse.Namespace, method: Any) -> Model:
 
 def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
     """The median seconds of each."""
+    return {name: statistics.median(each) for name, each in in_rounds(ways, repeats, device).items()}
+
+
+def in_rounds(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
+    """The seconds of each, round by round."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, way in ways.items():
@@ -76,7 +82,13 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, device: str) -> d
                 torch.cuda.synchronize()
             if repeat:  # the first of each warms up
                 times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in times.items()}
+    return times
+
+
+def compare(times: list[float], reference: list[float]) -> str:
+    """The median of the rounds' ratios, with the smallest and the largest."""
+    ratios = [ours / theirs for ours, theirs in zip(times, reference, strict=True)]
+    return f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def flops(way: Callable[[], Any]) -> int:
@@ -100,12 +112,12 @@ def inference(given: argparse.Namespace) -> None:
         print(f"{name}: the shortcuts change the logits by {largest:.1e} at most")
         ways[name] = partial(model, images)
     with torch.no_grad(), torch.autocast(given.device, torch.bfloat16, enabled=given.bf16):
-        seconds = in_turns(ways, given.repeats, given.device)
+        seconds = in_rounds(ways, given.repeats, given.device)
         counted = {name: flops(way) for name, way in ways.items()}
     print("\n| inference | ms a batch | time | FLOPs |\n|---|---|---|---|")
     for name, each in seconds.items():
-        ratios = f"{each / seconds['plain']:.2f} × | {counted[name] / counted['plain']:.2f} ×"
-        print(f"| {name} | {1000 * each:.0f} | {ratios} |")
+        ratios = f"{compare(each, seconds['plain'])} | {counted[name] / counted['plain']:.2f} ×"
+        print(f"| {name} | {1000 * statistics.median(each):.0f} | {ratios} |")
 
 
 class Training:
@@ -188,19 +200,20 @@ def training(given: argparse.Namespace) -> None:
     images = lora.run.model.backbone.example(given.batch).to(given.device)
     lora.batch = {"image": images, "label": torch.randint(given.classes, (given.batch,), device=given.device)}
     ways = {"LoRA": lora} | {name: Training(given, METHODS[name], lora.batch) for name in given.methods}
-    ways["full, checkpointed"] = Training(given, METHODS["full"], lora.batch, checkpointing=True)
+    if "full" in given.methods:
+        ways["full, checkpointed"] = Training(given, METHODS["full"], lora.batch, checkpointing=True)
     folder = tempfile.TemporaryDirectory()
     os.environ["TOAST_CACHE_DIR"] = folder.name
-    for name in ("full", "late"):
+    for name in sorted({"full", "late"} & set(given.methods)):
         ways[f"{name}, cached"] = Training(given, METHODS[name], lora.batch).cache()
-    seconds = in_turns(dict(ways), given.repeats, given.device)
+    seconds = in_rounds(dict(ways), given.repeats, given.device)
     peaks = {name: way.peak() for name, way in ways.items()}
     counted = {name: flops(way) for name, way in ways.items()}
     print("\n| training step | ms | time | FLOPs | memory beyond the model | of LoRA's |\n|---|---|---|---|---|---|")
     for name, each in seconds.items():
-        ratios = f"{each / seconds['LoRA']:.2f} × | {counted[name] / counted['LoRA']:.2f} ×"
+        ratios = f"{compare(each, seconds['LoRA'])} | {counted[name] / counted['LoRA']:.2f} ×"
         memory = f"{peaks[name] / 1e6:.0f} MB | {peaks[name] / peaks['LoRA']:.2f} ×"
-        print(f"| {name} | {1000 * each:.0f} | {ratios} | {memory} |")
+        print(f"| {name} | {1000 * statistics.median(each):.0f} | {ratios} | {memory} |")
 
 
 def main() -> None:

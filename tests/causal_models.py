@@ -213,7 +213,7 @@ def build_tiny_config(kind: str) -> Any:
         if name == "text_config":
             parts[name] = build_tiny_config(part_type).to_dict()
         else:
-            known = _list_fields(CONFIG_MAPPING[part_type] if part_type in CONFIG_MAPPING else part)
+            known = _list_fields(CONFIG_MAPPING.get(part_type, part))
             parts[name] = {size: value for size, value in TOWER_SIZES.items() if size in known}
         parts[name]["model_type"] = part_type
     if "text_config" in parts:  # the sizes are those of the text model

@@ -26,6 +26,7 @@ NIGHTLY = (
     "slow/",
     "cli/test_attacks.py",
     "cli/test_install.py",
+    "cli/test_interactive_page.py",
     "cli/test_pages_in_a_browser.py",
     "cli/test_processes.py",
     "cli/test_together.py",

@@ -6,16 +6,17 @@ objects import heavy libraries when they are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args, get_origin
 
 from toast_cli.utils.constants import OWN_PACKAGE, UNNAMED_BACKBONE
 from toast_cli.utils.errors import ToastError, UsageError, add_article, describe_object, did_you_mean, require_type
+from toast_cli.utils.hub import is_repository_id, resolve_place
 
 BACKBONES = "toast.backbones"
 FAMILIES = "toast.families"
@@ -72,11 +73,17 @@ def _select_entry_points(group: str) -> EntryPoints:
 
 
 @cache
+def _get_package_name(dist: Distribution) -> str:
+    """Return the name of an installed package. Cached, as it is parsed from the package's metadata on every access."""
+    return dist.name
+
+
+@cache
 def list_entries(group: str) -> Mapping[str, tuple[RegistryEntry, ...]]:
     """Return all registrations of a group by name. If a name has more than one, several packages claim it."""
     entries: dict[str, tuple[RegistryEntry, ...]] = {}
     for point in _select_entry_points(group):
-        package = point.dist.name if point.dist else "unknown package"
+        package = _get_package_name(point.dist) if point.dist else "unknown package"
         entry = RegistryEntry(point.name, point.value, package, point)
         others = entries.get(point.name, ())
         # A package that is on the path twice (an editable install and a wheel) registers a name once.
@@ -280,4 +287,12 @@ def load_backbone_card(name: str) -> Any:
             "Install matching versions of toast and of the plugin.",
             code="plugin.wrong-contract",
         )
-    return card
+    return replace(card, build=partial(_build_with_downloaded_weights, card.build))
+
+
+def _build_with_downloaded_weights(build: Callable[[Any], Any], options: Any) -> Any:
+    """Build a backbone whose weights may be a repository of the hub, which is downloaded."""
+    weights = getattr(options, "weights", None)
+    if isinstance(weights, str) and is_repository_id(weights):
+        options = options.model_copy(update={"weights": str(resolve_place(weights))})
+    return build(options)

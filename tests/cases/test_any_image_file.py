@@ -138,7 +138,7 @@ def test_a_folder_of_such_files_goes_through_the_whole_chain(
         assert said.code == 0, said.err
         assert toast("eval", "--run", run).code == 0
         pictures = [path for path in sorted((folder / "data").rglob("*")) if path.is_file()]
-        drawn = toast("visualize-attention", "--run", run, "--out", folder / "drawn", *pictures[:4])
+        drawn = toast("visualize-attention", "--run", run, "--out", folder / "drawn", "--per-image", *pictures[:4])
         assert drawn.code in (0, 1) and "Traceback" not in drawn.err
         bad = sum(not is_read_by_pillow(path.read_bytes()) for path in pictures[:4])
         assert len(list((folder / "drawn").glob("*.png"))) == 4 - bad, drawn.err

@@ -87,13 +87,17 @@ def test_data_without_copies_are_split_as_ever(tmp_path: Path) -> None:
     assert splits["val"].names == [names[kept[i]] for i in val]
     assert splits["train"].names == [names[kept[i]] for i in train]
     assert data.notes[0] == (
-        "d.json: 180 train (split 1c1f7544), 10 val (split 7734bc73), 10 test (split 8682fd40), seed 0"
+        "d.json: 180 train (split 1c1f7544), 10 val (split 7734bc73), 10 test (split 8682fd40), seed 0; held out: 5% "
+        "for val (dataset.val_fraction) and 5% for test (dataset.test_fraction)"
     )
     path = tmp_path / "d.txt"
     path.write_text("\n".join(f"Day {number} was fine." for number in range(200)))
     documents = open_documents(TextDocumentOptions(path=str(path), test_fraction=0.1), None)
     held = "178 train (split dce2b710), 2 val (split ee1b405e), 20 test (split 0f8af6ae)"
-    assert documents.notes == (f"documents of {path}: {held}, seed 0",)
+    fractions = "1% for val (dataset.val_fraction) and 10% for test (dataset.test_fraction)"
+    assert documents.notes == (f"documents of {path}: {held}, seed 0; held out: {fractions}",)
+    whole = TextDocumentOptions(path=str(path), val_fraction=0, test_fraction=0)
+    assert f"documents of {path}: 200 texts, all of them (split " in open_documents(whole, None).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +151,9 @@ def test_data_check_reports_what_is_wrong_with_texts(tmp_path: Path) -> None:
     entries: list[Any] = [{"instruction": make_text(seed), "output": "yes"} for seed in range(60)]
     fine = toast("data", "check", f"alpaca:{write_json(tmp_path / 'fine.json', entries)}")
     assert fine.code == 0 and "No problems found." in fine.out, fine.out
+    path = write_json(tmp_path / "one.json", [*entries, {"instruction": "a", "output": ""}])
+    one = toast("data", "check", f"alpaca:{path}")
+    assert one.code == 0 and "1 entry cannot be used and is left out" in one.out, "tuning leaves it out as well"
     bad = [*entries, entries[0], {"instruction": "a", "output": ""}, {"instruction": "a", "output": ["b"]}]
     bad += [{**entry, "instruction": entry["instruction"] + " too"} for entry in entries]
     path = write_json(tmp_path / "bad.json", bad)
@@ -154,10 +161,8 @@ def test_data_check_reports_what_is_wrong_with_texts(tmp_path: Path) -> None:
     assert said.code == 1
     report = json.loads(said.out)
     assert report == json.loads((tmp_path / "report.json").read_text())
-    assert report["problems"] == [
-        "2 entries cannot be used",
-        "1 of 121 texts are copies of an earlier one, 1 of them in another split",
-    ]
+    assert report["problems"] == ["1 of 121 texts are copies of an earlier one, 1 of them in another split"]
+    assert "2 entries cannot be used and are left out" in report["warnings"]
     assert report["left_out"] == {"entry 62": "'output' is empty", "entry 63": "'output' is not a string"}
     assert report["duplicates"]["copies"]["pairs"][0]["second"].endswith("entry 61")
     assert report["duplicates"]["nearly_across_splits"]["count"] > 5
@@ -204,7 +209,8 @@ def test_questions_in_several_splits_are_counted_with_their_answers(tmp_path: Pa
     assert (found["count"], found["same_answer"]) == (2, 1)
     assert [pair["same_answer"] for pair in found["pairs"]] == [True, False]
     assert any(
-        "2 questions are in several splits, 1 of them with the same answer" in line for line in report["warnings"]
+        "2 questions are in several splits, 1 of them with the same answer" in line and "dataset.test_path" in line
+        for line in report["warnings"]
     )
     near = [note for note in data.notes if "nearly the same" in note]
     assert not any("entry 1 and" in note for note in near)

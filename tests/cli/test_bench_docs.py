@@ -1,4 +1,4 @@
-"""The cluster recipes of docs/how-to/bench.md, dry: run with a `toast` that writes down how it was called."""
+"""The cluster recipes of the pages on suites, dry: run with a `toast` that writes down how it was called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from toast_cli.bench.suite import parse_suite
 from toast_cli.cli.app import app
 from toast_cli.recipe.builtin import list_suites
 
-DOCS = (ROOT / "docs" / "how-to" / "bench.md").read_text(encoding="utf-8")
+PAGES = ("bench.md", "write-a-suite.md", "bench-workers.md")
+DOCS = "\n".join((ROOT / "docs" / "how-to" / name).read_text(encoding="utf-8") for name in PAGES)
 
 
 def block(language: str, word: str) -> str:

@@ -75,6 +75,29 @@ def test_top_k_and_the_repetition_penalty_reach_the_sampler(chat_model: list[str
     toast("generate", *chat_model, "Hello", "--top-k", "5").fails(2, error="cli.missing-option")
 
 
+def test_words_are_emphasized_alone_in_files_and_in_a_chat(here: Path, text_run: Path) -> None:
+    ask = ["generate", "--run", text_run, *SHORT, "--emphasize"]
+    alone = toast(*ask, "yes", "Say yes, 3.", "--json")
+    assert alone.code == 0, alone.err
+    (here / "prompts.txt").write_text("Say yes, 3.\nAnd now, would you please say yes?")
+    several = toast(*ask, "yes", "--prompts", "prompts.txt", "--json")
+    assert json.loads(several.out)[0]["answer"] == json.loads(alone.out)["answer"]
+    plain = toast(*ask[:-1], "--alpha", "0", "Say yes, 3.", "--json")
+    silent = toast(*ask, "yes", "--alpha", "0", "Say yes, 3.", "--json")
+    assert json.loads(silent.out) == json.loads(plain.out), "without signals, xi has no effect"
+    for texts, error in ((["No"], "text.not-in-prompt"), ([""], "text.empty-emphasis")):
+        toast(*ask, *texts, "Say yes, 3.").fails(2, error=error)
+    (here / "prompts.txt").write_text("Say yes, 3.\nSay no, 4.")
+    refused = toast(*ask, "yes", "--prompts", "prompts.txt", "--out", "out.jsonl")
+    refused.fails(2, error="text.not-in-prompt")
+    assert "Prompt 2" in refused.err and not (here / "out.jsonl").exists()
+    lines = ["Say no.", "Say yes, 3.", "/save kept.jsonl", "", ""]
+    said = CliRunner().invoke(app, [*map(str, ask), "yes", "--interactive"], input="\n".join(lines))
+    assert said.exit_code == 0 and "does not contain 'yes'" in said.stderr
+    kept = json.loads((here / "kept.jsonl").read_text())["messages"]
+    assert kept[0]["content"] == "Say yes, 3." and kept[1]["content"] == json.loads(alone.out)["answer"]
+
+
 def test_a_long_conversation_rolls_and_is_saved(here: Path, chat_model: list[str]) -> None:
     lines = ["a" * 116, "b" * 116, '"""c', 'd"""', "/save kept.jsonl"]
     said = CliRunner().invoke(

@@ -95,8 +95,8 @@ def test_a_wheel_brings_its_recipes_its_plugins_and_the_demos_weights(installed:
     script = (
         "import toast_cli, toast_vit, json; from importlib.resources import files;"
         "from toast_cli import registry; from toast_cli.recipe.builtin import list_recipes, list_suites;"
-        "from toast_cli.utils.formatting import TEMPLATES;"
-        "print(json.dumps([toast_cli.__file__, TEMPLATES.list_templates(['html', 'tex']),"
+        "from toast_cli.utils.formatting import get_templates;"
+        "print(json.dumps([toast_cli.__file__, get_templates().list_templates(['html', 'tex']),"
         "list_recipes() + list_suites(), registry.list_names(registry.BACKBONES),"
         "files('toast_vit').joinpath('weights/vit_demo.safetensors').is_file()]))"
     )

@@ -130,7 +130,8 @@ def test_data_check_names_the_texts_that_a_model_does_not_learn_whole(here: Path
     assert report["duplicates"]["copies"]["pairs"] == [
         {"first": "train: texts.json, entry 1", "second": "train: texts.json, entry 16"}
     ]
-    assert len(report["problems"]) == 3 and "rejects" in report["problems"][2]
+    assert len(report["problems"]) == 2 and "rejects" in report["problems"][1]
+    assert "2 entries cannot be used and are left out" in report["warnings"]
     most = found["tokens"]["most"]
     assert any(f"dataset.max_tokens={most} truncates none" in warning for warning in report["warnings"])
     shown = toast(*command)
@@ -165,7 +166,7 @@ def test_data_check_finds_near_duplicates_of_the_same_split(here: Path) -> None:
     }
     assert "1 text is nearly the same as an earlier one of the same split" in report["warnings"]
     plain = toast("data", "check", "alpaca:near.json").out
-    assert "Add --backbone llama:MODEL to measure tokens" in plain
+    assert "Add --backbone lm:MODEL to measure tokens" in plain
 
 
 def test_data_show_prints_texts_as_tokens(here: Path, model: Path) -> None:
@@ -187,7 +188,7 @@ def test_data_show_prints_texts_as_tokens(here: Path, model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["alpaca:train.json"], "--backbone llama:MODEL", "cli.missing-option"),
+        (["alpaca:train.json"], "--backbone lm:MODEL", "cli.missing-option"),
         (["alpaca:train.json", "--images", "3"], "--images is for images", "cli.conflicting-options"),
         (["demo", "--texts", "3"], "--texts is for texts", "cli.conflicting-options"),
         (["alpaca:train.json", "--split", "new"], "train, val, test", "data.unknown-split"),

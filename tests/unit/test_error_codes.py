@@ -9,8 +9,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 AREAS = {
-    *("adapter", "artifact", "attention", "backbone", "bench", "cache", "checkpoint", "cli", "data", "device", "disk"),
-    *("export", "image", "judge", "method", "plugin", "recipe", "resume", "run", "task", "text", "toast", "training"),
+    *(
+        "adapter",
+        "app",
+        "artifact",
+        "attention",
+        "backbone",
+        "bench",
+        "cache",
+        "checkpoint",
+        "cli",
+        "data",
+        "device",
+        "disk",
+    ),
+    *(
+        "export",
+        "hub",
+        "image",
+        "judge",
+        "method",
+        "plugin",
+        "recipe",
+        "resume",
+        "run",
+        "task",
+        "text",
+        "toast",
+        "training",
+    ),
     *("serve", "visualize", "weights"),
 }
 SUBCLASSES = {"ChatTemplateError", "ToastError", "UsageError"}

@@ -37,6 +37,22 @@ def to_turns(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]]
     return [*declared, *messages]
 
 
+def to_texts(emphasize: str | Sequence[str]) -> list[str]:
+    """Return the texts to emphasize, given one or several.
+
+    Raises:
+        UsageError: They are not texts.
+    """
+    texts = [emphasize] if isinstance(emphasize, str) else emphasize
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(
+            f"Expected a text or a list of texts, got emphasize={emphasize!r}.",
+            what_to_do='Pass emphasize="..." or emphasize=["...", "..."].',
+            code="text.not-a-text",
+        )
+    return list(texts)
+
+
 def _to_turn(message: Message) -> Turn:
     role = message.get("role") if isinstance(message, Mapping) else None
     if isinstance(role, str) and role not in ROLES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toast_cli.api.adapters import Adapter, load_adapter, save_adapter
-from toast_cli.api.chat import Message, to_turns
+from toast_cli.api.chat import Message, to_texts, to_turns
 from toast_cli.api.image_input import Picture, open_images
 from toast_cli.api.predictions import Attention, LabelsPrediction, NumberPrediction, Prediction
 from toast_cli.attention.maps import AttentionRecorder, HeadSelection
@@ -310,6 +310,7 @@ class Steered(nn.Module):
         prompt: str | Sequence[Message],
         on_text: Callable[[str], Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        emphasize: str | Sequence[str] = (),
         **settings: Any,
     ) -> str:
         """Return a language model's answer to a prompt.
@@ -318,27 +319,33 @@ class Steered(nn.Module):
             prompt: A text, or the messages of a conversation: `[{"role": "user", "content": "Hi"}, ...]`.
             on_text: Called with each piece of text as it is generated.
             tools: Descriptions of functions that the model may call, for its chat template.
+            emphasize: A text of the prompt, or several, whose tokens set xi for this answer. An experiment, not in the
+                paper.
             settings: Generation options of transformers, e.g. `max_new_tokens` (default 256), `do_sample`,
                 `temperature`, `num_beams`, `stop_strings`.
 
         Raises:
             UsageError: The backbone is not a language model or has no tokenizer, the prompt or a message is invalid,
-                or a setting requests more than one text.
+                a setting requests more than one text, or a text to emphasize does not occur in the prompt or the
+                model has no feedback path.
         """
+        texts = to_texts(emphasize)
         with self._use_evaluation_mode():
-            return TextGenerator(self.model, self._template).answer(to_turns(prompt, tools), on_text, **settings)
+            generator = TextGenerator(self.model, self._template)
+            return generator.answer(to_turns(prompt, tools), on_text, texts, **settings)
 
     def generate_all(
         self,
         prompts: Sequence[str | Sequence[Message]],
         batch_size: int = 8,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        emphasize: str | Sequence[str] = (),
         **settings: Any,
     ) -> list[str]:
         """Return a language model's answers to several prompts, `batch_size` at a time.
 
-        Prompts, tools and settings are as for `generate`. Without sampling, the answers equal those of `generate`,
-        except for rounding.
+        Prompts, tools, texts to emphasize and settings are as for `generate`; a text to emphasize is one of every
+        prompt. Without sampling, the answers equal those of `generate`, except for rounding.
 
         Raises:
             UsageError: As for `generate`, or `prompts` is a single text, or a streamer is given.
@@ -349,10 +356,10 @@ class Steered(nn.Module):
                 what_to_do="Call generate() for one prompt.",
                 code="text.not-a-list",
             )
+        conversations = [to_turns(one, tools) for one in prompts]
+        texts = [to_texts(emphasize)] * len(conversations) if emphasize else None
         with self._use_evaluation_mode():
-            return TextGenerator(self.model, self._template).answer_all(
-                [to_turns(one, tools) for one in prompts], batch_size, **settings
-            )
+            return TextGenerator(self.model, self._template).answer_all(conversations, batch_size, texts, **settings)
 
     def _open(self, images: Any) -> Iterator[Image]:
         return open_images(images, self._images.white)

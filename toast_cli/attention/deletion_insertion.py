@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -60,15 +60,19 @@ class DeletionInsertionCurves:
 
     @torch.no_grad()
     def add(self, output: AttentionOutput, images: Tensor) -> None:
-        """Add a batch of images with its recorded maps."""
+        """Add a batch of images with its recorded maps, and a random order."""
+        self.add_maps({**output.get_maps(), **self._compute_baseline(output)}, output.logits.argmax(-1), images)
+
+    @torch.no_grad()
+    def add_maps(self, maps: Mapping[str, Tensor], answer: Tensor, images: Tensor) -> None:
+        """Add a batch of images with maps `[B, rows, columns]` by name, and the class `[B]` that curves follow."""
         H, W = images.shape[2:]
-        answer = output.logits.argmax(-1)
         # The blur is strong enough to remove all objects. The mean colour of normalized images is zero.
         blurred = gaussian_blur(images, [2 * (min(H, W) // 8) + 1] * 2, [min(H, W) / 8.0] * 2)
         full, grey, blur = (
             self._compute_answer_probability(inputs, answer) for inputs in (images, torch.zeros_like(images), blurred)
         )
-        for name, map in {**output.get_maps(), **self._compute_baseline(output)}.items():
+        for name, map in maps.items():
             masks = self._build_pixel_masks(map, (H, W))
             self.taken.setdefault(name, []).append(torch.stack([mask.mean((1, 2, 3)) for mask in masks], 1).cpu())
             for kind, shown, hidden, ends in (

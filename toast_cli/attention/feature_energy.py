@@ -45,13 +45,14 @@ class EnergyRecorder:
         return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=self._compute_level_map(first, images),
-            last=self._compute_level_map(last, images) if last.outputs else None,
+            first=self.compute_energy_map(first, images),
+            last=self.compute_energy_map(last, images) if last.outputs else None,
             similarity=similarity,
             kind=FEATURE_ENERGY,
         )
 
-    def _compute_level_map(self, trace: Trace, images: Tensor) -> Tensor:
+    def compute_energy_map(self, trace: Trace, images: Tensor) -> Tensor:
+        """Return the map `[B, rows, columns]` of a trace that recorded all levels."""
         backbone, features = self.model.backbone, trace.outputs[self.level]
         if backbone.channel_dim != 1:
             patches = features[:, backbone.prefix_tokens :]

@@ -42,11 +42,15 @@ class AttentionOutput:
 
 @dataclass
 class AttentionWeights:
-    """The weights of one level in each pass, `[B, N, N]`: a row per attending token. `last` is None with one pass."""
+    """The weights of one level in each pass, `[B, N, N]`: a row per attending token. `last` is None with one pass.
+
+    `similarity` `[B, N]` is that of selection; None without a second pass.
+    """
 
     first: Tensor
     last: Tensor | None
     checks: AttentionChecks | None = None
+    similarity: Tensor | None = None
 
 
 @dataclass
@@ -87,8 +91,8 @@ class AttentionRecorder:
         return AttentionOutput(
             logits=logits,
             passes=passes,
-            first=self._compute_level_map(first, grid),
-            last=self._compute_level_map(last, grid) if last.attention else None,
+            first=self.compute_level_map(first, grid),
+            last=self.compute_level_map(last, grid) if last.attention else None,
             similarity=None if similarity is None else similarity[:, backbone.prefix_tokens :].unflatten(1, grid),
             checks=checks,
         )
@@ -100,9 +104,12 @@ class AttentionRecorder:
         Raises:
             ToastError: a map differs from the attention that the model uses.
         """
-        _, _, first, last, checks = self._run(inputs)
+        _, passes, first, last, checks = self._run(inputs)
         return AttentionWeights(
-            self._reduce_levels(first), self._reduce_levels(last) if last.attention else None, checks
+            self._reduce_levels(first),
+            self._reduce_levels(last) if last.attention else None,
+            checks,
+            passes.similarity,
         )
 
     def _run(self, inputs: object) -> tuple[Tensor, PassOutputs, Trace, Trace, AttentionChecks | None]:
@@ -116,7 +123,8 @@ class AttentionRecorder:
             checks = check_attention_maps(first, last, None if steering is None else steering.levels.start)
         return logits, passes, first, last, checks
 
-    def _compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+    def compute_level_map(self, trace: Trace, grid: tuple[int, int]) -> Tensor:
+        """Return the map `[B, rows, columns]` of a trace that recorded `levels`."""
         return compute_attention_map(self._reduce_levels(trace)[:, None], self.model.backbone, grid)
 
     def _reduce_levels(self, trace: Trace) -> Tensor:
@@ -183,6 +191,10 @@ def compute_attention_map(attention: Tensor, backbone: Backbone, grid: tuple[int
     The map is the class token's row (or, without a class token, the mean of all rows), averaged over heads as in the
     paper's figure 1. Attention to prefix tokens is removed before normalization.
     """
-    rows = attention.float()[:, :, backbone.query_tokens()].mean(dim=(1, 2))
-    patches = rows[:, backbone.prefix_tokens :]
+    return compute_map_of_rows(attention[:, :, backbone.query_tokens()], backbone.prefix_tokens, grid)
+
+
+def compute_map_of_rows(rows: Tensor, prefix_tokens: int, grid: tuple[int, int]) -> Tensor:
+    """Return rows `[B, heads, queries, N]` of attention as a map `[B, rows, columns]`; see `compute_attention_map`."""
+    patches = rows.float().mean(dim=(1, 2))[:, prefix_tokens:]
     return (patches / patches.sum(-1, keepdim=True)).unflatten(1, grid)

@@ -31,7 +31,7 @@ class BackboneOptions(NamedOptions):
     """Options that all backbones share. A family adds its own fields in a subclass."""
 
     absent_fields: ClassVar[Mapping[str, str]] = {
-        "quantize": "Only language models can be quantized, such as llama:MODEL."
+        "quantize": "Only language models can be quantized, such as lm:MODEL."
     }
 
     name: str = Field(description="short name, or FAMILY:MODEL for any model of a family's library")

@@ -17,6 +17,7 @@ import typer
 from typer.main import get_command
 
 from toast_cli.cli.commands import bench, data, recipes, runs
+from toast_cli.cli.commands.app import run_app
 from toast_cli.cli.commands.backbones import print_backbones
 from toast_cli.cli.commands.compare import run_compare
 from toast_cli.cli.commands.demo import run_demo
@@ -128,6 +129,13 @@ app.command(
     ),
 )(run_serve)
 app.command("visualize-attention")(visualize_attention)
+app.command(
+    "app",
+    epilog=_format_examples(
+        "toast app --open",
+        "toast app --run runs/birds-toast --run runs/birds-linear",
+    ),
+)(run_app)
 app.command("export", epilog=_format_examples("toast export --format onnx --out pets/model.onnx"))(run_export)
 app.command("import")(run_import)
 app.command("backbones")(print_backbones)

@@ -18,9 +18,10 @@ QUOTES = '"""'
 """Mark before the first and after the last line of a message of several lines."""
 SAVED_NAME = "chat"
 """Name of a saved conversation without a name, before `.jsonl`."""
+GREETING = "An empty line or Ctrl-D ends the chat; /help lists the commands."
 HELP = f"""{QUOTES} begins and ends a message of several lines.
 /save [FILE] writes the conversation as one JSON line, which --prompts and the data set messages:FILE read.
-/help prints this. An empty line or Ctrl-D quits."""
+/help prints this. An empty line or Ctrl-D ends the chat."""
 ROOM_SHARE = 4
 """An answer gets at least the inverse of this share of the model's positions, if it may be that long."""
 
@@ -54,8 +55,10 @@ class ChatSession:
 
     def run(self) -> None:
         """Answer messages and follow commands until an empty line or the end of the input."""
+        from toast_cli.cli.find_run import print_message
         from toast_cli.cli.output.console import print_error
 
+        print_message(GREETING)
         while (message := read_message()).strip():
             try:
                 if message.split(maxsplit=1)[0] in ("/save", "/help") or is_unknown_command(message):

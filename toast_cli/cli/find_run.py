@@ -38,15 +38,22 @@ def print_message(text: str) -> None:
 
 
 def load_writer(
-    run: Path, weights: str | None, device: str | None, raw: bool = False, interrupted: bool = False
+    run: Path,
+    weights: str | None,
+    device: str | None,
+    raw: bool = False,
+    interrupted: bool = False,
+    alpha: float | None = None,
 ) -> TextGenerator:
     """Load a run's language model for generation.
 
     Prompts are formatted with the template that the run was trained with, unless `raw` is true. With `interrupted`, a
-    run that has not finished is loaded from its last checkpoint, which is printed on stderr.
+    run that has not finished is loaded from its last checkpoint, which is printed on stderr. `alpha` scales the signals
+    of the feedback.
 
     Raises:
-        UsageError: The run is not one of a language model, it has no checkpoint, or the device is not available.
+        UsageError: The run is not one of a language model, it has no checkpoint, `alpha` is set without feedback, or
+            the device is not available.
         ToastError: The run is damaged, or its backbone has no tokenizer.
     """
     from toast_cli.evaluation.interrupted_run import describe_last_checkpoint
@@ -55,5 +62,5 @@ def load_writer(
 
     if interrupted and is_unfinished(run):
         print_message(describe_last_checkpoint(run))
-    request = RunRequest(run, weights=weights, device=device, interrupted=interrupted)
+    request = RunRequest(run, weights=weights, device=device, alpha=alpha, interrupted=interrupted)
     return make_text_generator(open_run(request), print_message, raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 from toast_cli.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from toast_cli.attention.image_box import ImageBox
     from toast_cli.recipe.lookup import ResolvedRecipe
 
 
@@ -58,7 +60,10 @@ BackboneOption = Annotated[
 ]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="Backbone weights: a file, a folder of timm or transformers, or 'none' for random weights."),
+    typer.Option(
+        help="Backbone weights: a file, a folder of timm or transformers, OWNER/NAME on the Hugging Face Hub, "
+        "or 'none' for random weights."
+    ),
 ]
 DatasetOption = Annotated[
     str | None,
@@ -70,12 +75,35 @@ DatasetOption = Annotated[
 DataDirOption = Annotated[
     str | None, typer.Option(help="Root folder of the data sets. [default: $TOAST_DATA_DIR or ./data]")
 ]
+
+
+def download_run(run: Path | None) -> Path | None:
+    """Return a local path as it is, and that of the download of a repository of the hub."""
+    from toast_cli.utils.hub import resolve_place
+
+    return None if run is None else resolve_place(run) if len(run.parts) == 2 else run
+
+
+def download_runs(runs: list[Path] | None) -> list[Path] | None:
+    """Return the paths of several runs, those of the hub downloaded."""
+    return [path for run in runs or () if (path := download_run(run)) is not None]
+
+
 RunOption = Annotated[
-    Path | None, typer.Option(help="Run folder, adapter folder or exported file. [default: newest run]")
+    Path | None,
+    typer.Option(
+        callback=download_run,
+        help="Run folder, adapter folder, exported file, or OWNER/NAME on the Hugging Face Hub. [default: newest run]",
+    ),
 ]
 RunsOption = Annotated[
     list[Path] | None,
-    typer.Option("--run", help="Run folder, adapter folder or exported file. Can be repeated. [default: newest run]"),
+    typer.Option(
+        "--run",
+        callback=download_runs,
+        help="Run folder, adapter folder, exported file, or OWNER/NAME on the Hugging Face Hub. Can be repeated. "
+        "[default: newest run]",
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu, cuda, cuda:N or mps.")]
 PrecisionOption = Annotated[str | None, typer.Option(help="Compute precision: auto, fp32, bf16 or fp16.")]
@@ -171,6 +199,33 @@ def parse_head(head: str) -> int | Literal["mean", "max", "rollout"]:
             code="cli.invalid-value",
         )
     return cast("Literal['mean', 'max', 'rollout']", head)
+
+
+def parse_box(point: str | None, box: str | None) -> ImageBox | None:
+    """Parse the values of `--point` and `--box`; None without any.
+
+    Raises:
+        UsageError: Both are given, or a value is not two or four numbers.
+    """
+    if point is None and box is None:
+        return None
+    if point is not None and box is not None:
+        raise UsageError("--point and --box cannot be combined.", code="cli.conflicting-options")
+    option, value, count = ("--point", point, 2) if point is not None else ("--box", box, 4)
+    try:
+        numbers = [float(part) for part in (value or "").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)) or min(numbers[2:], default=0) < 0:
+        form = "X,Y" if point is not None else "X,Y,WIDTH,HEIGHT"
+        raise UsageError(
+            f"Invalid value for {option}: '{value}'.",
+            what_to_do=f"Use {form}, in pixels of the image from its upper left corner.",
+            code="cli.invalid-value",
+        )
+    from toast_cli.attention.image_box import ImageBox
+
+    return ImageBox(*numbers)
 
 
 def read_start(init_from: str | None, overrides: list[str], weights: str | None) -> dict[str, Any] | None:

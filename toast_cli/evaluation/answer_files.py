@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from toast_cli.data.base import get_image_folders
+from toast_cli.data.base import Split, get_image_folders
 from toast_cli.data.splits import get_split_hash
 from toast_cli.evaluation.class_metrics import (
     compute_calibration,
@@ -169,8 +169,28 @@ def _save(figure: Any, path: Path) -> str:
     return path.name
 
 
+class EvaluatedAnswers(Protocol):
+    """Answers to a split: what names the folder of an evaluation."""
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Return the options of the data source."""
+
+    @property
+    def split(self) -> str:
+        """Return the name of the split."""
+
+    @property
+    def samples(self) -> Split:
+        """Return the split."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes; empty for texts."""
+
+
 def choose_evaluation_folder(
-    answers: SplitAnswers, request: RunRequest, evaluation: str | None, out: Path | None
+    answers: EvaluatedAnswers, request: RunRequest, evaluation: str | None, out: Path | None
 ) -> tuple[Path, str]:
     """Return the folder of an evaluation, and a digest of the model's settings and the data for its record.
 

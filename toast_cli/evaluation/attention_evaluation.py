@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,13 +19,14 @@ from toast_cli.data.subset import SplitSubset, draw_subset
 from toast_cli.evaluation.open_run import OpenedRun, RunRequest, open_run, open_session, set_feedback_strength
 from toast_cli.model.model import Model
 from toast_cli.steering.steering import run_one_pass
-from toast_cli.training.evaluate import report_skipped_samples
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.statistics import bootstrap_mean, estimate_proportion
 from toast_cli.visualize.view import AttentionViewer
+
+if TYPE_CHECKING:
+    from toast_cli.training.session import Session
 
 DEFAULT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -134,6 +135,8 @@ def evaluate_attention(request: AttentionEvalRequest, reporter: Reporter) -> Att
         UsageError: the split, level or head does not exist.
         ToastError: a map differs from the model's attention, the run cannot be loaded, or no image can be read.
     """
+    from toast_cli.training.evaluate import report_skipped_samples  # imports all of training; pictures need none of it
+
     run = open_attention_run(request, reporter)
     session, split, recorder = run.session, run.split, run.viewer.recorder
     objective = session.model.objective
@@ -227,6 +230,8 @@ def sweep_feedback_strength(
         UsageError: the model has no feedback path, or the split does not exist.
         ToastError: with strength 0 the model differs from the plain backbone, or no image can be read.
     """
+    from toast_cli.training.evaluate import report_skipped_samples
+
     run = open_attention_run(request, reporter)
     session, model, recorder = run.session, run.session.model, run.viewer.recorder
     if model.adapted.steering is None:

@@ -10,6 +10,7 @@ from toast_cli.data.paths import get_dataset_label
 from toast_cli.data.subset import ChainedSplit
 from toast_cli.evaluation.measured_texts import describe_learned_texts, describe_measured_texts
 from toast_cli.evaluation.open_run import ALL_SPLITS, OpenedRun, RunRequest, choose_split, open_run, open_session
+from toast_cli.evaluation.texts.exact_answers import AnswerRequest, compare_answers, require_conversations
 from toast_cli.model.mirror_average import DESCRIPTION, require_mirrorable
 from toast_cli.recipe.parse import replace_recipe_fields
 from toast_cli.tasks.segmentation import Segmentation
@@ -33,12 +34,14 @@ def evaluate_run(
     on_answers: AnswersCallback | None = None,
     require_answers: bool = False,
     flips: bool = False,
+    compared: AnswerRequest | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a saved model on a split, or on every split together (`all`), with its size and cost.
 
     `evaluation` is how a segmentation model is applied to images, `whole` or `slide`; None keeps the run's setting.
     `on_answers` receives the model's answers to the split; `require_answers` refuses a model whose answers
-    are texts. With `flips`, the scores of every image are averaged with those of its mirror image.
+    are texts. With `flips`, the scores of every image are averaged with those of its mirror image. With `compared`, a
+    language model also answers the prompts of the split, and the results have how many answers are exact.
 
     Raises:
         UsageError: the split does not exist, `alpha` is set for a model without feedback, `evaluation` is not valid,
@@ -55,6 +58,8 @@ def evaluate_run(
     session, recipe = open_session(run, reporter), run.recipe
     split = choose_split(request, session.data)
     parts = tuple(session.data.splits) if split == ALL_SPLITS else (split,)
+    if compared is not None:
+        require_conversations(run, session.data, parts)
     samples = session.data.splits[split] if split in parts else ChainedSplit(tuple(session.data.splits.values()))
     with_attention = all(map(session.can_measure_attention, parts))
     loaders = {part: session.make_loader(part, with_masks=with_attention) for part in parts}
@@ -83,6 +88,12 @@ def evaluate_run(
     if request.dataset is None and {"train", "val"} & set(parts):
         warnings.append(f"{split}: the model was trained on train and selected on val, so only test is unseen.")
     warnings += describe_learned_texts(request, session.data, parts)
+    exact: dict[str, Any] = {}
+    if compared is not None:
+        texts = compare_answers(run, session.data, split, parts, samples, compared.new_tokens, reporter)
+        compared.on_answers(texts)
+        exact["exact_answers"] = texts.to_dict()
+        warnings += texts.list_warnings(compared.new_tokens)
     return {
         "run": str(request.path),
         "backbone": recipe.backbone.name,
@@ -96,6 +107,7 @@ def evaluate_run(
         **({"test_time_flips": DESCRIPTION} if flips else {}),
         **session.measure_model_sizes(),
         {"val": "validation"}.get(split, split): metrics,
+        **exact,
         "warnings": warnings,
         "skipped": report_skipped_samples(reporter, session.data, **loaders),
     }

@@ -17,7 +17,7 @@ from toast_cli.storage.checkpoint import (
 from toast_cli.storage.load_model import LoadedModel, rebuild_model
 from toast_cli.storage.run_folder import RunFolder
 from toast_cli.training.data.run_data import read_data_record
-from toast_cli.training.loop import EMA_PREFIX
+from toast_cli.training.ema import EMA_PREFIX
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.names import quote_argument
 from toast_cli.utils.tensor_fingerprints import copy_tensors

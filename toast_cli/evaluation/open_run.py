@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -27,9 +28,11 @@ from toast_cli.training.data.recorded_paths import find_recorded_paths
 from toast_cli.training.data.run_data import describe_changed_split, open_shared_data
 from toast_cli.training.distributed.devices import make_accelerator
 from toast_cli.training.reporter import Reporter
-from toast_cli.training.session import Session
 from toast_cli.utils.constants import PYTHON_DATA
 from toast_cli.utils.errors import ToastError, UsageError
+
+if TYPE_CHECKING:
+    from toast_cli.training.session import Session
 
 ALL_SPLITS = "all"
 """The split of a request for every split together, which only the evaluation of metrics supports."""
@@ -142,6 +145,8 @@ def open_session(run: OpenedRun, reporter: Reporter) -> Session:
         UsageError: the split does not exist, or there are overrides without a data set.
         ToastError: the data set has classes that the model does not know, or it cannot be opened.
     """
+    from toast_cli.training.session import Session  # imports all of training, which predictions do not need
+
     if run.request.overrides and run.request.dataset is None:
         raise UsageError(
             f"{run.request.overrides[0]} needs a data set.",

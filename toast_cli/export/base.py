@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from toast_cli.storage.load_model import LoadedModel
 
 SCRIPT_FILE = "infer.py"
-"""Script that some formats write next to the export. It serves every export of that format in its folder."""
+"""Script that some formats write next to the export. It serves every such export in its folder."""
+
+SCRIPT_BEGINNING = '"""Classify images with an '
+"""The beginning of that script in every version, by which a user's own is told apart."""
 
 LOGGER = logging.getLogger(__name__)
 """Logger of the export stages. `ExportFormat.write` needs no extra argument for them."""
@@ -31,9 +34,12 @@ class ExportRequest:
         fold: Whether to merge the feedback path into one matrix per level (see `steering.folding`).
         maps: Whether to output similarity and attention maps in addition to the logits.
         normalize: Whether to normalize inside the graph, so that the input is pixels in [0, 1].
+        resize: Whether to resize and crop inside the graph, so that the input is an image of any size; it has
+            `normalize` too.
+        quantize: Integer type of the weights and activations of a quantized graph: `int8`; None for none.
         backbone_weights: Source of the backbone weights (file, folder or keyword); None uses that of the run.
         backbone_options: Backbone section of the run's recipe.
-        merge: Whether to export the backbone alone, as a model of its own library: PEFT's layers are merged into it.
+        merge: Whether to export a model of the backbone's own library: PEFT's layers are merged into its weights.
     """
 
     part: str
@@ -41,9 +47,46 @@ class ExportRequest:
     fold: bool = False
     maps: bool = False
     normalize: bool = False
+    resize: bool = False
+    quantize: str | None = None
     backbone_weights: str | None = None
     backbone_options: Mapping[str, Any] | None = None
     merge: bool = False
+
+
+ALLOWED_LOSS = 0.01
+"""Accuracy that a recipe may lose on validation: one point."""
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What quantization changed.
+
+    Args:
+        type: `int8`.
+        scheme: The scheme that was used.
+        calibration_images: Number of training images that set the ranges.
+        split: Split that the accuracies are of.
+        images: Number of its images.
+        accuracy_float: Accuracy of the graph before.
+        accuracy: Accuracy of the quantized graph.
+        bytes_float: Size of the graph before.
+        bytes: Size of the quantized graph.
+        tried: Accuracy of every scheme that was tried.
+        allowed_loss: Loss of accuracy above which the export warns.
+    """
+
+    type: str
+    scheme: str
+    calibration_images: int
+    split: str
+    images: int
+    accuracy_float: float
+    accuracy: float
+    bytes_float: int
+    bytes: int
+    tried: dict[str, float]
+    allowed_loss: float = ALLOWED_LOSS
 
 
 Outputs: TypeAlias = "dict[str, Tensor]"
@@ -68,8 +111,8 @@ class ExportFormat:
             run with its weights rounded to that type. Its keys are the values of `--dtype` that the format supports.
         graph: Whether the format is a graph of operations, which is always folded and supports maps and normalization.
         loads: Name of the software that loads the export.
-        merges: Whether a language model that runs one pass is exported as a model of its own library (see
-            `ExportRequest.merge`).
+        merges: Returns whether a run is exported as a model of its own library (see `ExportRequest.merge`).
+        quantizes: Functions that quantize a verified export in place, by value of `--quantize`.
         check: Raises a UsageError for a run that the format cannot hold, before anything is computed.
     """
 
@@ -80,7 +123,10 @@ class ExportFormat:
     tolerance: Mapping[str, float]
     graph: bool = False
     loads: str = "toast"
-    merges: bool = False
+    merges: Callable[[LoadedModel], bool] = lambda loaded: False
+    quantizes: Mapping[str, Callable[[LoadedModel, ExportRequest, Path], QuantizationReport]] = field(
+        default_factory=dict
+    )
     check: Callable[[LoadedModel, ExportRequest], None] = lambda loaded, wanted: None
 
 

@@ -33,7 +33,7 @@ def make_reference_runner(
         return lambda named: {"features": compute_backbone_features(refilled, named)}
     if wanted.merge:
         model = merge_model(model)
-        for tensor in model.get_network_tensors().values():
+        for tensor in (*model.get_network_tensors().values(), *model.head.state_dict().values()):
             tensor.data.copy_(_round_to_dtype(tensor.data, kind))
         return lambda named: compute_requested_outputs(model, wanted, named)
     if wanted.fold and isinstance(model.adapted.steering, Steering):

@@ -20,10 +20,17 @@ import psutil
 from filelock import FileLock
 
 from toast_cli import registry
-from toast_cli.export.base import SCRIPT_FILE, ExportFormat, ExportRequest, log_stage
+from toast_cli.export.base import SCRIPT_BEGINNING, SCRIPT_FILE, ExportFormat, ExportRequest, log_stage
 from toast_cli.export.existing_exports import REPORT_FILE, read_reports, require_free_target
-from toast_cli.export.verification import VerificationReport, compute_reference, verify_export
-from toast_cli.model.model import NETWORK_PREFIX, fold_model, merge_model
+from toast_cli.export.graphs.quantization import check_quantizable
+from toast_cli.export.verification import (
+    ReferenceOutputs,
+    VerificationReport,
+    compute_reference,
+    verify_export,
+    verify_quantized,
+)
+from toast_cli.model.model import fold_model, merge_model
 from toast_cli.steering.steering import Steering
 from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError, UsageError
@@ -59,6 +66,15 @@ def export_model(
             code="export.rounded-numbers",
         )
     form.check(loaded, wanted)
+    if wanted.quantize is not None:
+        check_quantizable(loaded)
+    if wanted.resize and (loaded.model.backbone.preprocessing is None or loaded.model.objective.dense):
+        raise UsageError(
+            f"--resize is not available for the task '{loaded.recipe.task.name}'.",
+            "It is for images that are resized and cropped to one input.",
+            "Leave it out.",
+            code="export.cannot-resize",
+        )
     require_free_target(target, replace)
     lock = _make_folder_lock(target.parent)
     read_reports(target.parent / REPORT_FILE)
@@ -79,6 +95,8 @@ def export_model(
             log_stage(f"Writing {'over ' if target.exists() else ''}{target.name}")
             form.write(_fold_or_merge(loaded, form, wanted), wanted, place / target.name)
             proof = verify_export(loaded, name, form, wanted, expected, place / target.name)
+            if wanted.quantize is not None:
+                proof = _quantize(loaded, name, form, wanted, expected, proof, place / target.name)
             made = tuple(sorted(path.name for path in place.iterdir()))
             report = {"run": loaded.path.resolve().name, "format": name, **_describe_request(wanted), **asdict(proof)}
             report |= {"bytes": compute_total_size(place / each for each in made), "toast_version": __version__}
@@ -91,6 +109,23 @@ def export_model(
         except OSError as error:
             raise make_write_error(target, error) from error
     return proof, tuple(target.parent / each for each in made)
+
+
+def _quantize(
+    loaded: LoadedModel,
+    name: str,
+    form: ExportFormat,
+    wanted: ExportRequest,
+    expected: ReferenceOutputs,
+    proof: VerificationReport,
+    path: Path,
+) -> VerificationReport:
+    """Quantize a verified export in place, and run it in another process. Return the report with what that changed."""
+    assert wanted.quantize is not None
+    report = form.quantizes[wanted.quantize](loaded, wanted, path)
+    log_stage(f"Loading the quantized file with {form.loads} in another process, and running it")
+    changed = verify_quantized(name, wanted, expected, path)
+    return replace_fields(proof, quantization=report, **changed)
 
 
 def _fold_or_merge(loaded: LoadedModel, form: ExportFormat, wanted: ExportRequest) -> LoadedModel:
@@ -147,7 +182,7 @@ def _install_files(place: Path, folder: Path, before: Path, replace: bool) -> No
     """
     names = sorted(path.name for path in place.iterdir())
     for name in names:
-        if name != REPORT_FILE and not (name == SCRIPT_FILE and _is_own_script(place / name, folder / name)):
+        if name != REPORT_FILE and not (name == SCRIPT_FILE and _is_own_script(folder / name)):
             require_free_target(folder / name, replace)
     before.mkdir()
     try:
@@ -164,11 +199,10 @@ def _install_files(place: Path, folder: Path, before: Path, replace: bool) -> No
         raise
 
 
-def _is_own_script(new: Path, old: Path) -> bool:
+def _is_own_script(old: Path) -> bool:
     """Return whether the script that is there begins as the one that toast writes."""
     try:
-        first, *_ = new.read_text(encoding="utf-8").splitlines()
-        return old.read_text(encoding="utf-8").startswith(first)
+        return old.read_text(encoding="utf-8").startswith(SCRIPT_BEGINNING)
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -197,19 +231,3 @@ def _describe_request(wanted: ExportRequest) -> Mapping[str, Any]:
 def is_folded_by_default(loaded: LoadedModel, form: ExportFormat) -> bool:
     """Return whether an export of this model in this format is folded without `--fold`."""
     return form.graph and isinstance(loaded.model.adapted.steering, Steering)
-
-
-def is_merged_by_format(loaded: LoadedModel, form: ExportFormat) -> bool:
-    """Return whether an export in this format is the backbone alone, as a model of its own library.
-
-    That is a language model of transformers with everything that was trained in its own weights or in PEFT's layers.
-    """
-    model = loaded.model
-    if (
-        not form.merges
-        or loaded.recipe.task.name != "language"
-        or not hasattr(model.backbone.module, "save_pretrained")
-    ):
-        return False
-    own = {*model.get_trained_parameters(), *model.get_frozen_additions()}
-    return model.adapted.steering is None and all(name.startswith(NETWORK_PREFIX) for name in own)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from toast_cli.backbones.quantized_linear import dequantize_layers
 from toast_cli.data.images.transforms import build_resize
 from toast_cli.export.base import ExportRequest
+from toast_cli.export.graphs.resize import GraphResize
 from toast_cli.export.redact_paths import redact_config
 from toast_cli.export.verification_outputs import (
     ImageGraph,
@@ -50,11 +51,17 @@ def trace_model(loaded: LoadedModel, wanted: ExportRequest) -> ExportedProgram:
     dequantize_layers(model.backbone.module, getattr(torch, wanted.dtype))
     named = to_named_inputs(model.backbone.example(EXAMPLE_BATCH_SIZE))
     kind = ImageGraph if "image" in named else TextGraph
-    graph: ModelGraph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize)
+    resize = None
+    if wanted.resize:
+        preprocessing = model.backbone.require_preprocessing()
+        resize = GraphResize(build_resize(loaded.recipe.images, preprocessing), preprocessing)
+        height, width = preprocessing.image_size  # any size that is not square
+        named = {"image": torch.rand(EXAMPLE_BATCH_SIZE, 3, height + height // 2, 2 * width)}
+    graph: ModelGraph = kind(model, getattr(torch, wanted.dtype), wanted.maps, wanted.normalize, resize)
     dynamic: dict[int, Any] = {0: Dim("batch")}
     if "image" not in named:
         dynamic[1] = Dim("sequence", min=2)
-    elif has_dynamic_image_size(model):
+    elif wanted.resize or has_dynamic_image_size(model):
         dynamic |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with torch.no_grad(), suppress_exporter_logs(), _ConvertibleOperations():
@@ -96,6 +103,7 @@ def build_graph_metadata(loaded: LoadedModel, wanted: ExportRequest) -> dict[str
         "outputs": format_json(loaded.model.objective.describe_outputs()),
         "preprocessing": json.dumps(config["preprocessing"] and {**config["preprocessing"], **_describe_input(loaded)}),
         "normalization": "inside: pixels in 0..1" if wanted.normalize else "outside: pixels by mean and std",
+        "resizing": "inside: upright RGB images of any size" if wanted.resize else "outside: resized and cropped",
         "toast": format_json(config),
     }
 

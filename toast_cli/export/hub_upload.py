@@ -1,11 +1,17 @@
-"""Upload of an export to the Hugging Face Hub, or to the endpoint in HF_ENDPOINT."""
+"""Upload of an export to the Hugging Face Hub, or to the endpoint in HF_ENDPOINT, with a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from toast_cli.export.base import ExportRequest
+from toast_cli.export.redact_paths import find_base_model, redact_config
+from toast_cli.storage.export_card import PLACEHOLDER, format_graph_card, format_weights_card
+from toast_cli.storage.load_model import LoadedModel
 from toast_cli.utils.errors import ToastError, UsageError
+
+CARD_FILE = "README.md"
 
 
 def check_repository_name(name: str) -> None:
@@ -27,10 +33,25 @@ def check_repository_name(name: str) -> None:
         ) from error
 
 
-def upload_export(name: str, paths: Sequence[Path]) -> str:
-    """Upload files and the contents of folders to a repository, and return its URL.
+def make_card(loaded: LoadedModel, name: str, wanted: ExportRequest, target: Path, repository: str) -> str:
+    """Return the card of an export for its repository: its own with the name filled in, or a new one for a file."""
+    if (target / CARD_FILE).is_file():
+        card = (target / CARD_FILE).read_text(encoding="utf-8")
+        card = card.replace(f"local-dir:{PLACEHOLDER}", f"hf-hub:{PLACEHOLDER}")
+    else:
+        published, base = redact_config(loaded.config), find_base_model(loaded)
+        if name == "safetensors":
+            card = format_weights_card(loaded, published, wanted.dtype, base, wanted.part, target.name)
+        else:
+            quantized = wanted.quantize is not None
+            card = format_graph_card(loaded, published, wanted.dtype, base, name, quantized, target.name)
+    return card.replace(PLACEHOLDER, repository)
 
-    A missing repository is created as private. All files are uploaded in a single commit.
+
+def upload_export(name: str, paths: Sequence[Path], card: str) -> str:
+    """Upload files and the contents of folders to a repository with a model card, and return its URL.
+
+    A missing repository is created as private. All files are uploaded in a single commit, large ones through LFS.
 
     Raises:
         ToastError: The Hub cannot be reached or denies access. The local export is kept.
@@ -40,8 +61,9 @@ def upload_export(name: str, paths: Sequence[Path]) -> str:
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
-        files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        added = [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file) for file in files]
+        files = {place: file for path in paths for place, file in _list_files(path) if place != CARD_FILE}
+        added = [CommitOperationAdd(path_in_repo=place, path_or_fileobj=file) for place, file in files.items()]
+        added.append(CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=card.encode()))
         api.create_commit(repo_id=repository.repo_id, operations=added, commit_message="Export by toast")
     except Exception as error:  # network errors have many types
         raise ToastError(
@@ -51,3 +73,13 @@ def upload_export(name: str, paths: Sequence[Path]) -> str:
             code="export.upload-failed",
         ) from error
     return str(repository)
+
+
+def _list_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of an export with their places in the repository: a folder's contents without its name."""
+    if not path.is_dir():
+        yield path.name, path
+        return
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            yield file.relative_to(path).as_posix(), file

@@ -1,9 +1,10 @@
-"""Classify images with an ONNX export of toast, without torch.
+"""Classify images with an export of toast, without toast.
 
-    python infer.py IMAGE... [--model FILE.onnx] [--top 5] [--json]
+    python infer.py IMAGE... [--model MODEL] [--top 5] [--json]
 
-It needs numpy, pillow and onnxruntime. An image may be a file or a folder. The model is by default the only .onnx file
-next to this script. Class names and preprocessing are in the metadata of the model. HEIC images need pillow-heif.
+It needs numpy, pillow and what runs the model: onnxruntime for FILE.onnx, openvino for FILE.xml, timm for a folder of
+timm. An image may be a file or a folder. The model is by default the only one next to this script. Class names and
+preprocessing are in the metadata of the model. HEIC images need pillow-heif.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image, UnidentifiedImageError
 
 from toast_cli.data.images.decode import HEADER_BYTES, explain_first_bytes
@@ -24,25 +25,75 @@ from toast_cli.data.images.file_formats import HEIF_SUFFIXES, register_heif
 from toast_cli.data.images.resize import compute_new_size, locate_center, resize_and_crop_image
 from toast_cli.data.images.upright import to_upright_rgb
 
+METADATA_NAMES = ("labels", "preprocessing", "outputs", "normalization", "resizing")
+"""Entries in the metadata of a model that this script reads."""
+
+
+def open_onnx(path: Path) -> tuple[dict[str, str], Callable[[np.ndarray], np.ndarray]]:
+    """Return the metadata of an ONNX file, and the function from a batch of images to its outputs."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    dtype = np.float16 if "float16" in session.get_inputs()[0].type else np.float32
+    metadata = session.get_modelmeta().custom_metadata_map
+    return metadata, lambda batch: session.run(["logits"], {"image": batch.astype(dtype)})[0]
+
+
+def open_openvino(path: Path) -> tuple[dict[str, str], Callable[[np.ndarray], np.ndarray]]:
+    """Return the metadata of a model of OpenVINO, and the function from a batch of images to its outputs."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    metadata = {name: model.get_rt_info(["toast", name]).astype(str) for name in METADATA_NAMES}
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return metadata, lambda batch: compiled({"image": batch})["logits"]
+
+
+def open_timm(folder: Path) -> tuple[dict[str, str], Callable[[np.ndarray], np.ndarray]]:
+    """Return the metadata of a folder of timm, and the function from a batch of images to its outputs."""
+    import timm
+    import torch
+
+    metadata = json.loads((folder / "config.json").read_text(encoding="utf-8"))["toast"]
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = model(torch.from_numpy(batch)).numpy()
+        return logits
+
+    return metadata, run
+
+
+OPENERS = {".onnx": open_onnx, ".xml": open_openvino, "": open_timm}
+"""How a model is opened, by the suffix of its file; a folder has none."""
+
 
 class Classifier:
     """An exported model, with the preprocessing and the class names in its metadata."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-        metadata = self.session.get_modelmeta().custom_metadata_map
+    def __init__(self, path: Path) -> None:
+        suffix = "" if path.is_dir() else path.suffix
+        if suffix not in OPENERS:
+            sys.exit(f"{path} is not a model that this script runs: FILE.onnx, FILE.xml, or a folder of timm.")
+        try:
+            metadata, self.run = OPENERS[suffix](path)
+        except ImportError as error:
+            sys.exit(f"{path} needs a package that is not installed. Run: pip install {error.name}")
         self.labels: list[str] = json.loads(metadata["labels"])
         self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
         self.outputs: dict[str, Any] = json.loads(metadata["outputs"])
         self.normalizes = metadata["normalization"].startswith("inside")
-        taken = self.session.get_inputs()[0].type
-        self.dtype = np.float16 if "float16" in taken else np.float32
+        self.resizes = metadata.get("resizing", "").startswith("inside")
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an image of any mode as the input of the model, `[3, H, W]`."""
         given = self.preprocessing
         size = (given["image_size"][0], given["image_size"][1])
         upright = to_upright_rgb(image, given["white"])
+        if self.resizes:
+            return np.asarray(upright, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
         rule, rule_size = given["resize_rule"], (given["resize_size"][0], given["resize_size"][1])
         place = locate_center(compute_new_size(rule, rule_size, upright.height, upright.width), size)
         mean, std = (np.array(given[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
@@ -50,13 +101,13 @@ class Classifier:
         resample = Image.Resampling[given["interpolation"].upper()]
         seen = resize_and_crop_image(upright, place, size, resample, (fill[0], fill[1], fill[2]))
         pixels = np.asarray(seen, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-        return (pixels if self.normalizes else (pixels - mean) / std).astype(self.dtype)
+        return pixels if self.normalizes else (pixels - mean) / std
 
     def __call__(self, path: str | Path) -> np.ndarray:
         """Return the score of every class for an image file, `[classes]`: its probability; or the numbers."""
         with Image.open(path) as image:
             batch = self.prepare(image)[None]
-        outputs = self.session.run(["logits"], {"image": batch})[0][0].astype(np.float64)
+        outputs = self.run(batch)[0].astype(np.float64)
         if self.outputs["activation"] == "none":
             return outputs
         if self.outputs["activation"] == "sigmoid":
@@ -100,10 +151,12 @@ def explain_failure(file: Path, error: Exception) -> str:
 
 
 def find_model() -> Path:
-    """Return the only ONNX file next to this script."""
-    found = sorted(Path(__file__).parent.glob("*.onnx"))
+    """Return the only model next to this script: a file, or the folder itself."""
+    folder = Path(__file__).resolve().parent
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in OPENERS and file.is_file() and file.suffix]
+    found += [folder] if (folder / "config.json").is_file() else []
     if len(found) != 1:
-        sys.exit(f"{len(found)} .onnx files are next to {Path(__file__).name}. Choose one with --model.")
+        sys.exit(f"{len(found)} models are next to {Path(__file__).name}. Choose one with --model.")
     return found[0]
 
 
@@ -111,7 +164,7 @@ def classify_files() -> int:
     """Print the classes of the images; return 1 if one could not be read."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file or folder")
-    parser.add_argument("--model", type=Path, help="ONNX file; default: the only one next to this script")
+    parser.add_argument("--model", type=Path, help="model; default: the only one next to this script")
     parser.add_argument("--top", type=int, default=5, help="number of classes per image")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line, with every class")
     given = parser.parse_args()

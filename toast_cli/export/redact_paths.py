@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from toast_cli.utils.hub import REPOSITORY_ID, is_repository_id
+
 if TYPE_CHECKING:
     from toast_cli.storage.adapter import AdapterConfig
     from toast_cli.storage.load_model import LoadedModel
 
 _PATH_IN_NAME = re.compile(r"(^|[:+])((?:~[^/]*)?/(?!/)[^+]*|[A-Za-z]:\\[^+]*)")
 """A path, alone or after the name of a family or a source: `llama:/models/mine`, `folder:/a+images:/b`."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_SOURCES = ("hf", "text")
+"""Data sources whose path may be a data set of the hub."""
 
 
 def redact_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,13 +25,15 @@ def redact_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     redacted = {name: _redact_paths(value) for name, value in recipe.items()}
     for section, field in (("backbone", "weights"), ("dataset", "path")):
         value = (redacted.get(section) or {}).get(field)
-        if isinstance(value, str) and ":" not in value:  # also if the path is relative
+        from_hub = section == "backbone" or redacted[section]["name"] in HUB_SOURCES
+        # Also if the path is relative; the name of a repository is no path.
+        if isinstance(value, str) and ":" not in value and not (from_hub and is_repository_id(value)):
             redacted[section] = {**redacted[section], field: PurePath(value).name}
     name = recipe["backbone"]["name"]
     if get_backbone_folder(name) is not None:  # keep it a folder; a bare name would be looked up on the Hub
         family, _, place = name.partition(":")
         redacted["backbone"] = {**redacted["backbone"], "name": f"{family}:./{_get_last_part(place)}"}
-    if isinstance(redacted.get("init_from"), str):
+    if isinstance(redacted.get("init_from"), str) and not is_repository_id(redacted["init_from"]):
         redacted["init_from"] = PurePath(redacted["init_from"]).name
     return {**redacted, "data_dir": None}
 
@@ -42,6 +47,8 @@ def redact_config(config: AdapterConfig) -> AdapterConfig:
 def find_base_model(loaded: LoadedModel) -> str | None:
     """Return the hub's id of the model that the backbone of a run is; None if its weights are from elsewhere."""
     named, module = loaded.recipe.backbone, loaded.model.backbone.module
+    if named.weights is not None and is_repository_id(named.weights):
+        return str(named.weights)
     if named.weights is not None or get_backbone_folder(named.name) is not None:
         return None
     of_timm: Any = getattr(module, "pretrained_cfg", None) or {}
@@ -50,7 +57,7 @@ def find_base_model(loaded: LoadedModel) -> str | None:
         getattr(getattr(module, "config", None), "name_or_path", None),
         named.name.partition(":")[2],
     )
-    return next((place for place in places if place and _HUB_ID.fullmatch(place)), None)
+    return next((place for place in places if place and REPOSITORY_ID.fullmatch(place)), None)
 
 
 def get_backbone_folder(name: str) -> str | None:

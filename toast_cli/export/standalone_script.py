@@ -9,8 +9,22 @@ import ast
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toast_cli.export.base import SCRIPT_FILE
+from toast_cli.utils.files import write_text
+
+if TYPE_CHECKING:
+    from toast_cli.storage.load_model import LoadedModel
 
 OWN_PREFIX = "toast_cli."
+SCRIPT_MODULE = "toast_cli.export.infer"
+
+
+def write_inference_script(loaded: LoadedModel, folder: Path) -> None:
+    """Write the script that runs exports of image classifiers and of numbers; nothing for another task."""
+    if loaded.model.objective.target in ("class", "labels", "number"):
+        write_text(folder / SCRIPT_FILE, build_standalone_script(_find_source(SCRIPT_MODULE)))
 
 
 def build_standalone_script(path: Path) -> str:

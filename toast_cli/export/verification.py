@@ -6,13 +6,14 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from toast_cli.export import verification_worker
-from toast_cli.export.base import ExportFormat, ExportRequest, Outputs, log_stage
+from toast_cli.export.base import ExportFormat, ExportRequest, Outputs, QuantizationReport, log_stage
 from toast_cli.export.cast_model import make_reference_runner
 from toast_cli.export.verification_inputs import make_verification_inputs
 from toast_cli.export.verification_outputs import compute_requested_outputs
@@ -25,6 +26,13 @@ MAP_OUTPUTS = frozenset({"similarity", "attention_first", "attention_last"})
 
 MERGING_TOLERANCE = 1e-4
 """Smallest tolerance, in standard deviations of the output, of merged weights: they add up numbers in another order."""
+
+RESIZING_TOLERANCE = 2e-2
+"""Smallest tolerance, in standard deviations of the output, of images resized in the graph: where a pixel is halfway
+between two levels, it may be rounded to the other one."""
+
+QUANTIZATION_TOLERANCE = 2.0
+"""Largest difference of a quantized output, in its standard deviations. Its accuracy is measured beside it."""
 
 MAX_ROUNDING_ULPS = 32
 """Allowed effect of rounding on an output, in units in the last place of the data type."""
@@ -47,6 +55,7 @@ class VerificationReport:
         rounding: Largest absolute difference from the unrounded run, if its precision differs from the export's.
         rounding_allowed: Tolerance of each entry of `rounding`.
         same_top: Share of images, tokens or pixels per input whose top-1 prediction is that of the unrounded run.
+        quantization: What quantization changed; the differences are those of the file before it.
     """
 
     differences: dict[str, float]
@@ -59,6 +68,7 @@ class VerificationReport:
     rounding: dict[str, float] = field(default_factory=dict)
     rounding_allowed: dict[str, float] = field(default_factory=dict)
     same_top: dict[str, float] = field(default_factory=dict)
+    quantization: QuantizationReport | None = None
 
     @property
     def largest(self) -> float:
@@ -68,9 +78,10 @@ class VerificationReport:
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """Inputs for the verification, and the outputs of the run in its own precision."""
+    """Inputs of the run and of the export, and the outputs of the run in its own precision."""
 
     inputs: dict[str, dict[str, Tensor]]
+    given: dict[str, list[dict[str, Tensor]]]
     outputs: dict[str, Outputs]
     missing: dict[str, str]
     precision: torch.dtype
@@ -84,10 +95,11 @@ def compute_reference(loaded: LoadedModel, form: ExportFormat, wanted: ExportReq
         ToastError: The run's classes are in another order than those of its data.
     """
     log_stage("Computing the outputs of the run on random inputs and on its own data")
-    inputs, missing = make_verification_inputs(loaded, form)
-    outputs = {key: compute_requested_outputs(loaded.model, wanted, named) for key, named in inputs.items()}
+    made = make_verification_inputs(loaded, form, wanted)
+    outputs = {key: compute_requested_outputs(loaded.model, wanted, named) for key, named in made.prepared.items()}
     kinds = {tensor.dtype for tensor in loaded.model.parameters()}
-    return ReferenceOutputs(inputs, outputs, missing, max(kinds, key=lambda kind: torch.finfo(kind).eps))
+    precision = max(kinds, key=lambda kind: torch.finfo(kind).eps)
+    return ReferenceOutputs(made.prepared, made.given, outputs, made.missing, precision)
 
 
 def verify_export(
@@ -115,7 +127,7 @@ def _verify_in_folder(
     inputs = expected.inputs
     timed_on = "real" if "real" in inputs else "random"
     log_stage(f"Loading it with {form.loads} in another process, and running it")
-    _run_in_worker(loaded, name, wanted, inputs, timed_on, path, scratch)
+    _run_in_worker(name, wanted, expected.given, timed_on, path, scratch)
     log_stage("Comparing the outputs")
     differences: dict[str, float] = {}
     allowed: dict[str, float] = {}
@@ -132,6 +144,8 @@ def _verify_in_folder(
     )
     exact_tolerance = max(form.tolerance["float32"], MERGING_TOLERANCE if wanted.merge else 0.0)
     tolerance = form.tolerance[wanted.dtype] if half else exact_tolerance
+    if wanted.resize:
+        exact_tolerance, tolerance = (max(each, RESIZING_TOLERANCE) for each in (exact_tolerance, tolerance))
     # A model with its own weights was cast to float32 before the export; an adapter keeps the backbone's precision.
     cast = wanted.part != "adapter" and expected.precision != torch.float32
     coarser = max(torch.finfo(getattr(torch, wanted.dtype)).eps, torch.finfo(expected.precision).eps if cast else 0.0)
@@ -188,11 +202,32 @@ def _verify_in_folder(
     )
 
 
+def verify_quantized(name: str, wanted: ExportRequest, expected: ReferenceOutputs, path: Path) -> dict[str, Any]:
+    """Run a quantized export in another process. Return the fields of the report with what it changed, and its speed.
+
+    Images of noise are left out: its ranges are those of real images.
+
+    Raises:
+        ToastError: The file cannot be run, or its outputs are not the run's by far.
+    """
+    with tempfile.TemporaryDirectory(prefix="toast-proof-") as scratch:
+        timed_on = "real" if "real" in expected.inputs else "random"
+        _run_in_worker(name, wanted, {timed_on: expected.given[timed_on]}, timed_on, path, Path(scratch))
+        theirs = load_file(Path(scratch) / f"{timed_on}.out.safetensors")
+        seconds = json.loads((Path(scratch) / "seconds.json").read_text(encoding="utf-8"))
+    ours = expected.outputs[timed_on]
+    rounding = {f"{timed_on}.{key}": _compute_max_difference(theirs[key], tensor) for key, tensor in ours.items()}
+    allowed = {f"{timed_on}.{key}": QUANTIZATION_TOLERANCE * _compute_unit(key, tensor) for key, tensor in ours.items()}
+    what = f"The outputs of {path.name} in {wanted.quantize} differ too much from those of the run."
+    _require_within_tolerance(rounding, allowed, what, False)
+    same = _compute_top1_agreement(theirs["logits"], ours["logits"], -1, None)
+    return {"rounding": rounding, "rounding_allowed": allowed, "same_top": {timed_on: same}, "seconds": seconds}
+
+
 def _run_in_worker(
-    loaded: LoadedModel,
     name: str,
     wanted: ExportRequest,
-    inputs: dict[str, dict[str, Tensor]],
+    given: dict[str, list[dict[str, Tensor]]],
     timed_on: str,
     path: Path,
     scratch: Path,
@@ -202,14 +237,10 @@ def _run_in_worker(
     Raises:
         ToastError: The export cannot be loaded or run, or the inputs cannot be written.
     """
-    preprocessing = loaded.model.backbone.preprocessing
-    for key, named in inputs.items():
-        pixels = named
-        if wanted.normalize and preprocessing is not None:  # undo the normalization, which the export does itself
-            mean, std = (torch.tensor(of)[:, None, None] for of in (preprocessing.mean, preprocessing.std))
-            pixels = {"image": named["image"] * std + mean}
+    for key, batches in given.items():
         try:
-            write_tensors(scratch / f"{key}.safetensors", pixels)
+            for index, named in enumerate(batches):
+                write_tensors(scratch / f"{key}.{index}.safetensors", named)
         except OSError as error:
             raise ToastError(
                 f"Cannot write the inputs of the verification to {scratch.parent}.",
@@ -224,7 +255,7 @@ def _run_in_worker(
             "format": name,
             "wanted": asdict(wanted),
             "path": str(path),
-            "inputs": list(inputs),
+            "inputs": {key: len(batches) for key, batches in given.items()},
             "timed_on": timed_on,
             "threads": torch.get_num_threads(),
         },

@@ -88,16 +88,20 @@ class ModelGraph(nn.Module):
         dtype: Data type that the graph computes in.
         maps: Whether to output the maps.
         normalize: Whether to normalize images, which are pixels in [0, 1].
+        resize: Resizes and crops images before they are normalized; None if they have the input size.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Model, dtype: torch.dtype, maps: bool, normalize: bool) -> None:
+    def __init__(
+        self, model: Model, dtype: torch.dtype, maps: bool, normalize: bool, resize: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = model.to(dtype)
         self.dtype, self.maps = dtype, maps
         self.normalize = normalize
+        self.resize = resize
         if normalize:
             preprocessing = model.backbone.require_preprocessing()
             self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None])
@@ -107,6 +111,8 @@ class ModelGraph(nn.Module):
         """Return the outputs by name."""
         if "image" in named:
             image = named["image"]
+            if self.resize is not None:
+                image = self.resize(image)
             if self.normalize:
                 image = (image - self.mean) / self.std
             named = {"image": image.to(self.dtype)}

@@ -35,14 +35,16 @@ def open_and_run_export(job: Path) -> None:
     torch.set_num_threads(request["threads"])
     export_format = registry.load_entry(registry.EXPORTS, request["format"])
     run = export_format.reopen(ExportRequest(**request["wanted"]), Path(request["path"]))
+    timed: list[dict[str, Tensor]] = []
     with torch.no_grad():
-        for name in request["inputs"]:
-            inputs = load_file(job.parent / f"{name}.safetensors")
-            outputs = run(inputs)
-            save_file(
-                {key: tensor.contiguous() for key, tensor in outputs.items()}, job.parent / f"{name}.out.safetensors"
-            )
-    seconds = measure_seconds(run, load_file(job.parent / f"{request['timed_on']}.safetensors"))
+        for name, count in request["inputs"].items():
+            batches = [load_file(job.parent / f"{name}.{index}.safetensors") for index in range(count)]
+            found = [run(inputs) for inputs in batches]
+            outputs = found[0] if count == 1 else {key: torch.cat([each[key] for each in found]) for key in found[0]}
+            outputs = {key: tensor.contiguous() for key, tensor in outputs.items()}
+            save_file(outputs, job.parent / f"{name}.out.safetensors")
+            timed = batches if name == request["timed_on"] else timed
+    seconds = sum(measure_seconds(run, inputs) for inputs in timed)
     (job.parent / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Container, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from toast_cli.data.text.token_limits import get_padding_token, require_known_to
 from toast_cli.data.text.turns import Turn
 from toast_cli.model.decoding import DecodingPlan, build_decoding_plan
 from toast_cli.model.model import Model
+from toast_cli.model.occurrences import mark_occurrences
+from toast_cli.model.prompt_emphasis import emphasize_tokens, require_feedback_path
 from toast_cli.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +105,7 @@ class TextGenerator:
         if generator is None:
             raise UsageError(
                 f"A {type(backbone.module).__name__} is not a language model.",
-                what_to_do="Give a --run or a --backbone of a language model with its tokenizer: llama:<model>.",
+                what_to_do="Give a --run or a --backbone of a language model with its tokenizer: lm:MODEL.",
                 code="task.not-a-language-model",
             )
         self.tokenizer = backbone.require_tokenizer()
@@ -112,22 +115,29 @@ class TextGenerator:
         self.template = template
         self.notice = notice
         self.cut_answers = 0
-        self._generator = generator
+        self._model, self._generator = model, generator
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def answer(self, turns: Sequence[Turn], on_text: Callable[[str], Any] | None = None, **settings: Any) -> str:
+    def answer(
+        self,
+        turns: Sequence[Turn],
+        on_text: Callable[[str], Any] | None = None,
+        emphasize: Sequence[str] = (),
+        **settings: Any,
+    ) -> str:
         """Return the answer to a conversation.
 
         Args:
             turns: the conversation so far; the last turn is the user's.
             on_text: called with each piece of text as it is generated. Not available with beam search, which selects
                 the text at the end.
+            emphasize: texts of the conversation whose tokens set xi for this answer (see `prompt_emphasis`).
             settings: generation settings of transformers. By default, an answer has at most 256 new tokens.
 
         Raises:
-            UsageError: the prompt is empty or too long, a setting would return something other than one text, or
-                beam search would be streamed.
+            UsageError: the prompt is empty or too long, a setting would return something other than one text, beam
+                search would be streamed, or a text to emphasize does not occur or has no feedback path.
         """
         streamed = on_text is not None or settings.get("streamer") is not None
         if streamed and settings.get("num_beams", 1) > 1:
@@ -137,10 +147,18 @@ class TextGenerator:
                 code="text.cannot-stream",
             )
         self.cut_answers = 0
-        return self._generate_texts([self.encode_prompt(turns)], settings, on_text)[0]
+        prompt = self.encode_prompt(turns)
+        marked = [self.mark_tokens(turns, emphasize)] if emphasize else None
+        return self._generate_texts([prompt], settings, on_text, marked)[0]
 
     @torch.no_grad()
-    def answer_all(self, conversations: Sequence[Sequence[Turn]], batch_size: int = 8, **settings: Any) -> list[str]:
+    def answer_all(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        batch_size: int = 8,
+        emphasize: Sequence[Sequence[str]] | None = None,
+        **settings: Any,
+    ) -> list[str]:
         """Return the answers to several conversations, in their order, generated in batches.
 
         Prompts are sorted by length and padded on the left. Without sampling, an answer is the same as from `answer`,
@@ -149,6 +167,7 @@ class TextGenerator:
         Args:
             conversations: the conversations, each as in `answer`.
             batch_size: the number of answers to generate together.
+            emphasize: the texts to emphasize of each conversation, as in `answer`; at least one each. None for none.
             settings: generation settings, as in `answer`.
 
         Raises:
@@ -161,12 +180,17 @@ class TextGenerator:
                 code="text.cannot-stream",
             )
         prompts = [self.encode_prompt(turns, f"Prompt {number}") for number, turns in enumerate(conversations, start=1)]
+        marked = None
+        if emphasize is not None:
+            each = enumerate(zip(conversations, emphasize, strict=True), start=1)
+            marked = [self.mark_tokens(turns, texts, f"Prompt {number}") for number, (turns, texts) in each]
         self.cut_answers = 0
         order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            texts = self._generate_texts([prompts[number] for number in numbers], dict(settings))
+            tokens = None if marked is None else [marked[number] for number in numbers]
+            texts = self._generate_texts([prompts[number] for number in numbers], dict(settings), marked=tokens)
             answers |= dict(zip(numbers, texts, strict=True))
         return [answers[number] for number in range(len(prompts))]
 
@@ -184,6 +208,15 @@ class TextGenerator:
         require_known_tokens(ids, self.tokenizer, self.limits, name)
         require_room(ids, self.limits, name)
         return ids
+
+    def mark_tokens(self, turns: Sequence[Turn], texts: Sequence[str], name: str = "The prompt") -> list[bool]:
+        """Return whether each token of `encode_prompt` belongs to an occurrence of one of the texts.
+
+        Raises:
+            UsageError: the model has no feedback path, or a text is empty or does not occur.
+        """
+        require_feedback_path(self._model)
+        return mark_occurrences(turns, self.tokenizer, self.template, texts, name)
 
     @property
     def device(self) -> torch.device:
@@ -224,9 +257,16 @@ class TextGenerator:
         return output.logits[:, -1].to(copy=True, dtype=torch.float32)
 
     def _generate_texts(
-        self, prompts: Sequence[list[int]], chosen: dict[str, Any], on_text: Callable[[str], Any] | None = None
+        self,
+        prompts: Sequence[list[int]],
+        chosen: dict[str, Any],
+        on_text: Callable[[str], Any] | None = None,
+        marked: Sequence[Sequence[bool]] | None = None,
     ) -> list[str]:
-        """Return the text generated after each prompt, in one batch; `on_text` is called with the pieces of a text."""
+        """Return the text generated after each prompt, in one batch; `on_text` is called with the pieces of a text.
+
+        The `marked` tokens of each prompt set xi.
+        """
         for name, allowed in _SINGLE_TEXT_SETTINGS.items():
             if chosen.get(name) not in allowed:
                 raise UsageError(
@@ -248,7 +288,10 @@ class TextGenerator:
         if "max_new_tokens" in chosen:
             chosen["max_new_tokens"] = self._limit_new_tokens(longest, chosen["max_new_tokens"])
         chosen["tokenizer"] = self.tokenizer  # for texts at which generation stops
-        generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
+        config = chosen.get("generation_config") or self._generator.generation_config
+        beams = chosen.get("num_beams") or config.num_beams or 1
+        with nullcontext() if marked is None else emphasize_tokens(self._model, prompts, marked, beams):
+            generated = self._generator.generate(ids, attention_mask=real.to(self._device), **chosen)
         written = [row[longest:].tolist() for row in generated]
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
         texts = [self.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from toast_cli.backbones.base import Backbone, Card, Trace
 from toast_cli.methods.adapted_model import AdaptedModel
@@ -147,14 +146,15 @@ class Model(nn.Module):
             counts.levels = True
             first_trace, last_trace = (first_trace, counts) if two else (counts, last_trace)
         passes = self.adapted(inputs, first_trace, last_trace)
-        return self._apply_head(passes, counts, inputs), passes
+        return self.apply_head(passes, counts, inputs), passes
 
     def forward_plain(self, inputs: Any) -> Tensor:
         """Return the logits of a single pass without feedback."""
         trace = Trace(levels=True) if self.objective.reads_levels else None
-        return self._apply_head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
+        return self.apply_head(run_one_pass(self.backbone, inputs, trace), trace, inputs)
 
-    def _apply_head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
+    def apply_head(self, passes: PassOutputs, trace: Trace | None, inputs: Any) -> Tensor:
+        """Return the logits of the last pass; `trace` has its levels if the objective reads them."""
         levels = trace.outputs if trace is not None else ()
         return self.head(self.objective.features(self.backbone, passes.last, levels, inputs))
 
@@ -328,6 +328,8 @@ def count_flops(model: Model) -> dict[str, Any]:
 
     The plain pass is the library's own forward pass, without the layers that the method added.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which models alone do not need
+
     was_training, trained = model.training, list(model.get_trained_parameters().values())
     model.eval()
     checkpointed, model.backbone.checkpointing = (

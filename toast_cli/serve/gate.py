@@ -87,7 +87,7 @@ class RequestGate:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        if key is None and self._options.is_local and not is_loopback(_get_host(headers.get("host", "localhost"))):
+        if key is None and self._options.is_local and not is_loopback(get_host(headers.get("host", "localhost"))):
             return ApiError(403, "This server answers to localhost only.", code="invalid_host")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._options.max_body:
@@ -129,6 +129,6 @@ class RequestGate:
         return receive_limited
 
 
-def _get_host(header: str) -> str:
+def get_host(header: str) -> str:
     """Return the host of a `Host` header, without the port."""
     return header.partition("]")[0] + "]" if header.startswith("[") else header.partition(":")[0]

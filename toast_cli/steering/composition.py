@@ -116,11 +116,16 @@ def is_composition_cheaper(feedback: FeedbackPath, backbone: Backbone, levels: r
     """
     if any(backbone.levels[index].undo != "linear" for index in levels):
         return False
-    if any(isinstance(get_base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B)):
+    if is_sharded(feedback):
         return False
     kind, channels = z.device.type, z.shape[-1]
     slower = HALF_PRECISION_SPEEDUP if kind != "cpu" and torch.is_autocast_enabled(kind) else 1
     return z.numel() // channels >= MIN_TOKENS_PER_CHANNEL * slower * channels
+
+
+def is_sharded(feedback: FeedbackPath) -> bool:
+    """Return whether the weights of the path are sharded across processes."""
+    return any(isinstance(get_base_weight(layer), DTensor) for layer in (*feedback.A, *feedback.B))
 
 
 def is_value_composition_cheaper(backbone: Backbone, levels: range, z: Tensor) -> bool:

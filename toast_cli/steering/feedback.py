@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,6 +61,14 @@ def compute_effective_weight(layer: nn.Module) -> Tensor:
     # Detect a LoRA layer by its method, as importing PEFT takes seconds.
     delta = getattr(layer, "get_delta_weight", None)
     return weight if delta is None else weight + delta("default").reshape(weight.shape)
+
+
+def get_low_rank_factors(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return the factors `b [C', r]` and `a [r, C]` of a layer with weight `W + b a`, or None if it has none."""
+    lora: Any = layer  # detected by its attributes, as importing PEFT takes seconds
+    if not hasattr(lora, "lora_A"):
+        return None
+    return lora.scaling["default"] * lora.lora_B["default"].weight, lora.lora_A["default"].weight
 
 
 class FeedbackPath(nn.Module):

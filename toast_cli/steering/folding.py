@@ -11,17 +11,22 @@ input, and on the cosine in m, which is not linear. LoRA's factors are constants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from toast_cli.backbones.base import Backbone, Level, Readout
 from toast_cli.backbones.lazy_signal import LazySignal, Signal, ValueSignal
-from toast_cli.steering.composition import choose_carried_levels, compose_segments
+from toast_cli.steering.composition import choose_carried_levels, compose_segments, is_sharded
 from toast_cli.steering.feedback import Deconvolution
 from toast_cli.steering.selection import TokenSelection
 from toast_cli.steering.steering import BaseSteering, Steering
+
+MIN_EVALUATED_TOKENS_PER_CHANNEL = 3
+"""Tokens per channel above which an evaluation composes its matrices first: composing takes three products of square
+matrices a level (`A_l`, `B_l`, `W_V`), and then saves one product of a token with a square matrix."""
 
 
 class FoldedSteering(BaseSteering):
@@ -30,22 +35,23 @@ class FoldedSteering(BaseSteering):
     `F[l]` counts from the first steered level. For maps, it is a deconvolution from the cells of the last level to the
     level's input, whose stride is the product of all strides between. `U` has the matrices to the feedback that is
     computed on the way, by the same count; the matrices of the levels before start there. Products are computed in
-    float64 and stored in the data type of the steering.
+    `dtype` and stored in the data type of the steering.
 
     Args:
         steering: The steering to fold. Its weights, including low-rank factors, are read and not changed.
         backbone: The steered backbone.
+        dtype: Data type of the products.
     """
 
     @torch.no_grad()
-    def __init__(self, steering: Steering, backbone: Backbone) -> None:
+    def __init__(self, steering: Steering, backbone: Backbone, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         self.levels = steering.levels
         selection, feedback = steering.selection, steering.feedback
         self.selection = TokenSelection(len(selection.xi), selection.channel_dim, by_token=selection.by_token)
         self.selection.xi = selection.xi
         carried = choose_carried_levels(backbone, self.levels)
-        U, F = compose_segments(feedback, backbone, self.levels, selection.P, torch.float64, carried)
+        U, F = compose_segments(feedback, backbone, self.levels, selection.P, dtype, carried)
         self.F = nn.ModuleList(
             _build_folded_layer(F_l, backbone.levels[index]).to(selection.P)
             for index, F_l in zip(self.levels, F, strict=True)
@@ -77,6 +83,37 @@ class FoldedSteering(BaseSteering):
             LazySignal(weighed, F_l.weight, at_values)  # type: ignore[arg-type]
             for F_l, at_values in zip(self.F, self._enters_at_values, strict=True)
         ]
+
+
+@contextmanager
+def fold_during_evaluation(steering: BaseSteering | None, backbone: Backbone, batches: int) -> Iterator[None]:
+    """Within the block, compute the signals of evaluation with matrices that are composed once for all batches.
+
+    No weight of the steering may change within the block. Nothing is composed if it would cost more than it saves in
+    `batches` batches of the first one's size, or if the weights are sharded across processes. Passes that record
+    gradients are computed as outside of the block.
+    """
+    if not isinstance(steering, Steering) or is_sharded(steering.feedback):
+        yield
+        return
+    folded: FoldedSteering | None = None
+
+    def compute_signals(first: Readout) -> Sequence[Signal | LazySignal] | None:
+        nonlocal folded
+        z = first.z
+        channels = z.shape[steering.selection.channel_dim]
+        if folded is None:
+            if z.numel() // channels * batches < MIN_EVALUATED_TOKENS_PER_CHANNEL * channels:
+                return None
+            with torch.autocast(z.device.type, enabled=False):
+                folded = FoldedSteering(steering, backbone, steering.selection.P.dtype)
+        return folded.compute_signals_fast(first)
+
+    steering.compute_signals_of_evaluation = compute_signals
+    try:
+        yield
+    finally:
+        steering.compute_signals_of_evaluation = None
 
 
 def _build_folded_layer(weight: Tensor, level: Level) -> nn.Module:

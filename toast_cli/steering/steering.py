@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from toast_cli.backbones.base import Backbone, Readout, State, Trace
 from toast_cli.backbones.lazy_signal import LazySignal, Signal, SignalT, ValueSignal, scale_signal
 from toast_cli.steering.composition import compose_feedback, is_composition_cheaper, is_value_composition_cheaper
 from toast_cli.steering.feedback import FeedbackPath
+from toast_cli.steering.lite_composition import FrozenProducts, compose_low_rank, has_frozen_products
 from toast_cli.steering.selection import FeatureSelection
 
 
@@ -54,6 +55,9 @@ class Steering(BaseSteering):
         token_selection: False gives every token its full weight (the ablation of table 7).
     """
 
+    compute_signals_of_evaluation: Callable[[Readout], Sequence[Signal | LazySignal] | None] | None = None
+    """Set by `folding.fold_during_evaluation`: it returns None where composing does not pay."""
+
     def __init__(self, backbone: Backbone, levels: range | None = None, *, token_selection: bool = True) -> None:
         super().__init__()
         self.levels = range(len(backbone.levels)) if levels is None else levels
@@ -61,6 +65,7 @@ class Steering(BaseSteering):
         steered = backbone.levels[self.levels.start : self.levels.stop]
         self.selection = FeatureSelection(steered[-1].width_out, backbone.channel_dim, by_token=token_selection)
         self.feedback = FeedbackPath(steered)
+        self._frozen_products = FrozenProducts()
 
     def compute_signals(self, first: Readout) -> tuple[Tensor, Tensor, Sequence[Signal]]:
         """Select features and feed them back."""
@@ -71,13 +76,22 @@ class Steering(BaseSteering):
         """Return the signals, with one composed matrix per level if there are far more tokens than channels.
 
         Tokens are weighed after the matrices, `m_i (F_l z_i)`: z is not trained, so no gradient flows to it. This keeps
-        every `F_l z_i` for the backward pass. With gradient checkpointing, tokens are weighed before, and each level
+        every `F_l z_i` for the backward pass. The frozen layers of TOAST-Lite are composed once for the whole run (see
+        `lite_composition`). With gradient checkpointing, tokens are weighed before, and each level
         computes its own signal, twice.
         """
+        if self.compute_signals_of_evaluation is not None and not torch.is_grad_enabled():
+            folded = self.compute_signals_of_evaluation(first)
+            if folded is not None:
+                return folded
         backbone, levels, z = self._backbone, self.levels, first.z
         if not is_composition_cheaper(self.feedback, backbone, levels, z):
             signals: list[Tensor] = self.feedback(self.selection(first)[1])
             return signals
+        if has_frozen_products(self.feedback) and not backbone.checkpointing:
+            with torch.autocast(z.device.type, enabled=False):
+                matrices = compose_low_rank(self.feedback, self._frozen_products)
+            return matrices.apply_to_tokens(self.selection(first)[1])
         with torch.autocast(z.device.type, enabled=False):
             P = self.selection.P
             to_values = is_value_composition_cheaper(backbone, levels, z)
@@ -166,9 +180,25 @@ def run_two_passes(
     levels = steering.levels
     with torch.no_grad():
         shared, first, plain = run_first_pass(backbone, levels, inputs, (first_trace, last_trace))
+    return run_second_pass(backbone, steering, inputs, shared, first, plain, last_trace)
+
+
+def run_second_pass(
+    backbone: Backbone,
+    steering: BaseSteering,
+    inputs: Any,
+    shared: State,
+    first: Readout,
+    plain: Readout | None,
+    trace: Trace | None = None,
+) -> PassOutputs:
+    """Select, feed back, and run the second pass from what `run_first_pass` returned.
+
+    A kept first pass can be followed by many second passes, with other signals.
+    """
     similarity, selected, fed_back = steering.compute_signals(first)
     signals = steering.expand_to_levels(fed_back, len(backbone.levels))
-    state = backbone.run(backbone.again(shared, inputs), signals, first=levels.start, trace=last_trace)
+    state = backbone.run(backbone.again(shared, inputs), signals, first=steering.levels.start, trace=trace)
     return PassOutputs(first, backbone.leave(state), plain, similarity, selected, signals)
 
 

@@ -30,6 +30,7 @@ from toast_cli.storage.checksums import (
 from toast_cli.storage.file_type import describe_file_type
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_json, write_tensors, write_text
+from toast_cli.utils.hub import resolve_place
 from toast_cli.utils.names import quote_argument
 from toast_cli.utils.version import __version__
 
@@ -160,7 +161,14 @@ def read_backbone_files(path: Path) -> dict[str, str]:
 
 
 def find_model_file(path: Path) -> Path:
-    """Return the file with model and configuration of a folder for transformers; any other path unchanged."""
+    """Return the file with model and configuration of a folder for transformers; any other path unchanged.
+
+    OWNER/NAME, if nothing local has that name, is downloaded from the hub.
+
+    Raises:
+        ToastError: The hub cannot give the repository.
+    """
+    path = resolve_place(path)
     if (path / MERGED_CONFIG_FILE).is_file():
         return path
     return path / FULL_MODEL_FILE if (path / FULL_MODEL_FILE).is_file() and (path / "config.json").is_file() else path

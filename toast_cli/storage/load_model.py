@@ -1,4 +1,7 @@
-"""Models rebuilt from adapters on disk, including those whose backbone name meant other weights in earlier versions."""
+"""Models rebuilt from adapters on disk, including those whose backbone name meant other weights in earlier versions.
+
+A plain backbone is loaded here as well.
+"""
 
 from __future__ import annotations
 
@@ -231,3 +234,15 @@ def _load_tensors_into(model: Model, tensors: Mapping[str, Tensor], whole: bool,
         )
         raise ToastError(f"{path} does not match its own recipe.", found, REEXPORT_HINT, code="adapter.wrong-shape")
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def build_plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
+    """Build a backbone without a method, with an untrained head of one class, and a recipe that describes it."""
+    raw = {
+        "backbone": {"name": backbone, "weights": weights},
+        "dataset": "demo",
+        "method": "linear",
+        "device": device or "auto",
+    }
+    recipe = build_recipe(raw, {}, origin="options")
+    return build_model(recipe, ("none",)).eval(), recipe

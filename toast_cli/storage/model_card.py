@@ -1,4 +1,4 @@
-"""Model cards: the README.md of adapters, artifacts, imported checkpoints and folders for transformers."""
+"""Model cards: the README.md of adapters, artifacts, imported checkpoints and exports."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from toast_cli.storage.card_usage import PromptFormat, format_merged_usage, format_two_pass_usage
+from toast_cli.storage.card_metadata import CardMetadata, format_front_matter
+from toast_cli.storage.card_usage import (
+    EXAMPLE_QUESTION,
+    EXAMPLE_TEXT,
+    PromptFormat,
+    format_merged_usage,
+    format_two_pass_usage,
+)
 from toast_cli.storage.checksums import read_checksummed_json
 from toast_cli.storage.lineage import describe_chain
 from toast_cli.utils.names import escape_markdown, quote_argument
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"\b[0-9a-f]{16}…")
 """A shortened digest, which a card shows as code."""
-_METHOD_SUMMARY = """\
+METHOD_SUMMARY = """\
 A frozen backbone with two passes: TOAST (Shi, Gai, Darrell and Wang, arXiv:2305.15542) selects the features that
 matter for the task in the first pass and feeds them back into every layer of the second.
 
@@ -124,17 +129,17 @@ def format_transformers_card(
         auto, pipeline = "AutoModelForSemanticSegmentation", "image-segmentation"
     usage = format_two_pass_usage(auto, prompt, has_maps=model.backbone.has_attention and not language)
     steered = model.adapted.steering is not None
-    return _format_export_card(
-        loaded, published, dtype, ("transformers", pipeline, base), usage, _METHOD_SUMMARY if steered else ""
-    )
+    metadata = CardMetadata("transformers", pipeline, base)  # the hub's widgets run no code of toast
+    return format_export_card(loaded, published, dtype, metadata, usage, METHOD_SUMMARY if steered else "")
 
 
 def format_merged_card(
     loaded: LoadedModel, published: AdapterConfig, dtype: str, prompt: PromptFormat, base: str | None
 ) -> str:
     """Return the card of a plain folder of transformers; the arguments are those of `format_transformers_card`."""
-    header = ("transformers", "text-generation", base)
-    return _format_export_card(loaded, published, dtype, header, format_merged_usage(prompt), _MERGED_SUMMARY)
+    example = EXAMPLE_TEXT if prompt.example is None else EXAMPLE_QUESTION
+    metadata = CardMetadata("transformers", "text-generation", base, "finetune", example, has_widget=True)
+    return format_export_card(loaded, published, dtype, metadata, format_merged_usage(prompt), _MERGED_SUMMARY)
 
 
 def format_peft_card(loaded: LoadedModel, published: AdapterConfig, dtype: str, usage: str, base: str | None) -> str:
@@ -143,19 +148,14 @@ def format_peft_card(loaded: LoadedModel, published: AdapterConfig, dtype: str, 
     `usage` tells how to load it; the other arguments are those of `format_transformers_card`.
     """
     language = loaded.model.backbone.preprocessing is None
-    header = ("peft", "text-generation" if language else "image-classification", base)
-    return _format_export_card(loaded, published, dtype, header, usage, _PEFT_SUMMARY)
+    metadata = CardMetadata("peft", "text-generation" if language else "image-classification", base, "adapter")
+    return format_export_card(loaded, published, dtype, metadata, usage, _PEFT_SUMMARY)
 
 
-def _format_export_card(
-    loaded: LoadedModel,
-    published: AdapterConfig,
-    dtype: str,
-    header: tuple[str, str, str | None],
-    usage: str,
-    summary: str,
+def format_export_card(
+    loaded: LoadedModel, published: AdapterConfig, dtype: str, metadata: CardMetadata, usage: str, summary: str = ""
 ) -> str:
-    """Return a card with the front matter of the hub: library, pipeline and base model (`header`), and the licence."""
+    """Return a card with the front matter of the hub, what the run was, its metrics, and how to use the export."""
     config, model, recipe = published, loaded.model, published.recipe
     licence = model.backbone.licence
     file = loaded.path / "results.json"
@@ -178,11 +178,7 @@ def _format_export_card(
         names = map(escape_markdown, config.classes)
         usage += "\n## Classes\n\n" + "".join(f"{index}. {name}\n" for index, name in enumerate(names))
     title = f"{recipe['method']['name']} on {recipe['backbone']['name']} for {recipe['dataset']['name']}"
-    library, pipeline, base = header
-    front_matter = {"library_name": library, "pipeline_tag": pipeline, "base_model": base, "license": licence}
-    filled = {name: value for name, value in {**front_matter, "tags": ["toast"]}.items() if value}
-    head = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
-    return f"---\n{head}---\n\n" + _format_card(title, facts, usage, summary)
+    return format_front_matter(metadata, licence, recipe) + _format_card(title, facts, usage, summary)
 
 
 def _format_card(title: str, facts: Sequence[str], usage: str, summary: str = "") -> str:

@@ -39,6 +39,7 @@ from toast_cli.storage.run_folder import RunFolder
 from toast_cli.utils.config import NamedOptions
 from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_json, write_tensors, write_text
+from toast_cli.utils.hub import resolve_place
 from toast_cli.utils.tensor_fingerprints import compute_fingerprint, copy_tensors, gather_full_tensors
 from toast_cli.utils.version import __version__
 
@@ -184,7 +185,7 @@ def resolve_artifact_path(recipe: Recipe) -> Path:
     """
     assert recipe.init_from is not None
     if recipe.init_from != SHIPPED_ARTIFACT:
-        return Path(recipe.init_from).expanduser()
+        return resolve_place(recipe.init_from)
     shipped = recipe.plugins.backbone.artifact
     if shipped is None:
         raise UsageError(

@@ -12,6 +12,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from toast_cli.model.model import Model
 from toast_cli.utils.tensor_fingerprints import copy_tensors
 
+EMA_PREFIX = "ema."
+"""Prefix of the averaged weights' names in a checkpoint."""
+
 
 class ExponentialMovingAverage:
     """An exponential moving average of a model's trained weights. Frozen weights are not copied."""

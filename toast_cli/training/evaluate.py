@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
@@ -18,6 +18,7 @@ from toast_cli.data.base import BatchLoader, DataSet, Split, list_label_indices
 from toast_cli.data.splits import format_class_names
 from toast_cli.model.mirror_average import average_with_mirror
 from toast_cli.model.model import Model
+from toast_cli.steering.folding import fold_during_evaluation
 from toast_cli.tasks.base import Meter, Objective, Target
 from toast_cli.tasks.multilabel import THRESHOLD
 from toast_cli.training.distributed.collectives import merge_across_processes, merge_dicts_across_processes
@@ -211,27 +212,29 @@ def evaluate_model(
     objective = model.objective
     meter, parts = meter or (step or objective).evaluation_meter(), LossPartsMeter()
     registered = RegisteredMetrics(objective, accelerator.device)
-    for batch in batches:
-        batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        with accelerator.autocast():
-            if recorder is not None and share is not None:
-                recorded = recorder.record(objective.inputs(batch))
-                if objective.count(batch):
-                    share.add(recorded, batch["mask"])
-                outputs = recorded.logits
-            elif step is not None:
-                stepped = step(batch)
-                outputs = stepped.outputs
-                parts.add(stepped.parts, objective.count(batch))
-            else:
-                outputs = objective.predict(model, batch)
-            if flips:
-                outputs = average_with_mirror(model, batch, outputs)
-        if objective.count(batch):
-            meter.add(outputs, batch)
-            registered.add(outputs, batch)
-            if answers is not None:
-                answers.add(objective, outputs, batch)
+    count = len(batches) if isinstance(batches, Sized) else 1
+    with fold_during_evaluation(model.adapted.steering, model.backbone, count):
+        for batch in batches:
+            batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+            with accelerator.autocast():
+                if recorder is not None and share is not None:
+                    recorded = recorder.record(objective.inputs(batch))
+                    if objective.count(batch):
+                        share.add(recorded, batch["mask"])
+                    outputs = recorded.logits
+                elif step is not None:
+                    stepped = step(batch)
+                    outputs = stepped.outputs
+                    parts.add(stepped.parts, objective.count(batch))
+                else:
+                    outputs = objective.predict(model, batch)
+                if flips:
+                    outputs = average_with_mirror(model, batch, outputs)
+            if objective.count(batch):
+                meter.add(outputs, batch)
+                registered.add(outputs, batch)
+                if answers is not None:
+                    answers.add(objective, outputs, batch)
     model.train(was_training)
     vars(meter).update(vars(merge_across_processes(meter)))
     if answers is not None and (confusion := meter.get_confusion()) is not None:

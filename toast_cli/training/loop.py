@@ -18,7 +18,7 @@ from toast_cli.storage.checkpoint import load_checkpoint, load_extra_tensors
 from toast_cli.training.callbacks import Callbacks, EpochInfo, StepInfo
 from toast_cli.training.distributed.collectives import merge_dicts_across_processes, sum_across_processes
 from toast_cli.training.distributed.devices import measure_device_memory
-from toast_cli.training.ema import ExponentialMovingAverage
+from toast_cli.training.ema import EMA_PREFIX, ExponentialMovingAverage
 from toast_cli.training.epoch_metrics import EpochMetrics, Throughput
 from toast_cli.training.evaluate import evaluate_model, report_unreadable_classes
 from toast_cli.training.interrupts import InterruptHandler
@@ -35,9 +35,6 @@ from toast_cli.training.step import TrainingStep
 from toast_cli.utils.constants import NOTHING_TO_MEASURE
 from toast_cli.utils.errors import ToastError
 from toast_cli.utils.tensor_fingerprints import gather_full_tensors
-
-EMA_PREFIX = "ema."
-"""Prefix of the averaged weights' names in a checkpoint."""
 
 
 class TrainingLoop:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
+from torch import Tensor
 
 from toast_cli.backbones.conformance import check_backbone
 from toast_cli.backbones.quantized_linear import count_parameters
@@ -19,9 +20,9 @@ from toast_cli.data.base import (
     explain_missing_class_labels,
     get_class_labels,
 )
+from toast_cli.data.text.turn_formats import describe_template
 from toast_cli.model.model import Model, build_model, count_elements, count_flops
 from toast_cli.model.recipe_data import build_batches, choose_task, require_fitting_task
-from toast_cli.recipe.parse import build_recipe
 from toast_cli.recipe.schema import Recipe
 from toast_cli.tasks.output_rows import add_output_rows
 from toast_cli.training.automatic.end_tokens import EndTokenChoice, choose_end_tokens
@@ -31,7 +32,6 @@ from toast_cli.training.automatic.recommended_rates import (
     require_recommended_rates,
 )
 from toast_cli.training.continuation.start import Start, initialize_model
-from toast_cli.training.data.packing import check_packing
 from toast_cli.training.data.run_data import open_shared_data
 from toast_cli.training.distributed.devices import check_compiling, make_accelerator
 from toast_cli.training.distributed.fsdp import check_shardable, check_sharding, shard_model, shard_module
@@ -75,6 +75,8 @@ class Session:
             ToastError: see `build_batches`.
         """
         if train and getattr(self.recipe.dataset, "packing", False) and not self._packing_is_checked:
+            from toast_cli.training.data.packing import check_packing  # imports the loader of texts
+
             check_packing(self.model)
             self._packing_is_checked = True
         size = self.recipe.training.batch_size if train else self.batch_size
@@ -109,10 +111,16 @@ class Session:
         }
 
     def describe_choices(self) -> list[str]:
-        """Return notes on the backbone, on the adapted layers and end tokens of texts, and a recommended rate."""
+        """Return notes on the backbone, on template, adapted layers and end tokens of texts, and on a set rate."""
         method = self.model.adapted.notes if self.model.objective.target == "text" else ()
         rate = [] if self.rate is None else [self.rate.message]
-        return [*self.describe_backbone(), *method, *self.ends.notes, *rate]
+        return [*self.describe_backbone(), *self._describe_template(), *method, *self.ends.notes, *rate]
+
+    def _describe_template(self) -> list[str]:
+        """Return a note on the format of the turns of conversations, or nothing for other data."""
+        template = getattr(self.recipe.dataset, "template", None)
+        tokenizer = self.model.backbone.tokenizer
+        return [] if template is None or tokenizer is None else [describe_template(tokenizer, template)]
 
     def set_recommended_rate(self) -> None:
         """Set the learning rate of the recipe to the recommended one."""
@@ -151,9 +159,9 @@ class Session:
         else:
             self.model.to(self.accelerator.device)
 
-    def estimate_memory(self, batches: BatchLoader) -> MemoryEstimate:
-        """Estimate the memory of a training step in each process; call before `place`."""
-        return estimate_memory(self.model, self.recipe.training, next(iter(batches)), self.accelerator)
+    def estimate_memory(self, batch: Mapping[str, Tensor]) -> MemoryEstimate:
+        """Estimate the memory of a training step on a batch in each process; call before `place`."""
+        return estimate_memory(self.model, self.recipe.training, batch, self.accelerator)
 
 
 def prepare_session(recipe: Recipe, *, labels: bool = True, begun: bool = False, place: bool = True) -> Session:
@@ -264,15 +272,3 @@ def _require_numbers(recipe: Recipe) -> None:
                 f"Set training.{name} to a number.",
                 code="training.automatic-setting",
             )
-
-
-def build_plain_model(backbone: str, weights: str | None, device: str | None) -> tuple[Model, Recipe]:
-    """Build a backbone without a method, with an untrained head of one class, and a recipe that describes it."""
-    raw = {
-        "backbone": {"name": backbone, "weights": weights},
-        "dataset": "demo",
-        "method": "linear",
-        "device": device or "auto",
-    }
-    recipe = build_recipe(raw, {}, origin="options")
-    return build_model(recipe, ("none",)).eval(), recipe

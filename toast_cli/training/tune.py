@@ -133,7 +133,7 @@ def run_tuning(
     with run.open() as folder:
         run.report_start(train, [*describe_schedule(recipe.training, len(train)), *notes])
         run.report_leaks()
-        sizes, memory = session.measure_model_sizes(), session.estimate_memory(train)
+        sizes, memory = session.measure_model_sizes(), session.estimate_memory(next(iter(train)))
         for message in filter(None, (str(memory), memory.format_warning(accelerator.device))):
             reporter.report_message(message)
         session.move_to_device()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from toast_cli.utils.files import write_atomically
 from toast_cli.utils.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
 """First characters of a text that a spreadsheet would evaluate as a formula."""
@@ -21,14 +25,33 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
 CSV_ROWS = 10_000
 """Number of rows of a CSV file that are formatted at a time."""
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent.parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-"""The HTML templates of this package, by their path in it. Values are escaped."""
+
+@cache
+def get_templates() -> Environment:
+    """Return the HTML templates of this package, by their path in it. Values are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # most commands write no page
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals |= {"read_script": read_script, "hash_script": hash_script}
+    return templates
+
+
+def read_script(name: str) -> Markup:
+    """Return a script of this package, by its path in it, for a page."""
+    from markupsafe import Markup
+
+    return Markup((Path(__file__).parent.parent / name).read_text(encoding="utf-8"))
+
+
+def hash_script(script: str) -> str:
+    """Return the source of a script for a page's content security policy, which then allows no other script."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
 
 
 def format_bytes(size: int) -> str:
@@ -80,9 +103,12 @@ def remove_formula_quote(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell
 
 
-def render_template(template: str, environment: Environment = TEMPLATES, **values: Any) -> str:
-    """Render a template to a self-contained page without scripts."""
-    return environment.get_template(template).render(version=__version__, **values)
+def render_template(template: str, environment: Environment | None = None, **values: Any) -> str:
+    """Render a template to a self-contained page.
+
+    `environment` replaces the HTML templates of this package.
+    """
+    return (environment or get_templates()).get_template(template).render(version=__version__, **values)
 
 
 def to_data_uri(image: bytes, kind: str = "png") -> str:

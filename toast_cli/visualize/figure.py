@@ -41,7 +41,7 @@ MAX_HEADING_LENGTH = 30
 class FigurePanel:
     """A panel of a row: the image alone, or with a map `[rows, columns]` or pixel classes over its visible window.
 
-    `heading` is plain text, without markup.
+    `heading` is plain text, without markup. `crosses` `[rows, columns]` is True on the cells that get a cross.
     """
 
     heading: str
@@ -49,6 +49,7 @@ class FigurePanel:
     values: np.ndarray | None = None
     scale: ColorScale | None = None
     segments: SegmentationMap | None = None
+    crosses: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def draw_panel(axis: Axes, row: FigureRow, panel: FigurePanel, small: Image.Imag
             panel.values, extent=seen_extent, cmap=panel.scale.colours, vmin=panel.scale.low, vmax=panel.scale.high,
             alpha=OVERLAY_ALPHA, interpolation="bilinear" if min(panel.values.shape) >= MIN_SMOOTH_CELLS else "nearest",
         )  # fmt: skip
+    if panel.crosses is not None:
+        draw_crosses(axis, panel.crosses, window)
     if panel.segments is not None:
         draw_segmentation(axis, panel.segments, seen_extent)
     if left > -0.25 or top > -0.25 or window.width < width - 0.5 or window.height < height - 0.5:
@@ -157,6 +160,15 @@ def draw_crop(axis: Axes, seen_extent: tuple[float, ...], image_extent: tuple[fl
     axis.add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=0.9, linestyle="--")
     )
+
+
+def draw_crosses(axis: Axes, cells: np.ndarray, window: CropWindow) -> None:
+    """Draw a cross on the cells `[rows, columns]` that are True."""
+    rows, columns = np.nonzero(cells)
+    x = window.left - 0.5 + (columns + 0.5) * window.width / cells.shape[1]
+    y = window.top - 0.5 + (rows + 0.5) * window.height / cells.shape[0]
+    for colour, width in (("black", 2.6), ("white", 1.2)):
+        axis.scatter(x, y, s=26, c=colour, marker="x", linewidths=width)
 
 
 def draw_segmentation(axis: Axes, segments: SegmentationMap, extent: tuple[float, float, float, float]) -> None:

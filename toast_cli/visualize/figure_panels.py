@@ -12,6 +12,7 @@ from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.names import shorten_name
 from toast_cli.visualize.figure import MAX_HEADING_LENGTH, FigurePanel, FigureRow
 from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
+from toast_cli.visualize.styles.wording import describe_look, get_strength
 from toast_cli.visualize.view import ImageView, TopPrediction
 
 GRAD_CAM_SCALE = ColorScale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)
@@ -20,33 +21,42 @@ MAP_UNIT = "times an even map"
 
 
 def build_passes_row(sample: Sample, view: ImageView) -> FigureRow:
-    """Return a row with the image, pass one, similarity, pass two, their difference, pixel classes and Grad-CAM."""
-    maps, kind, window = to_multiples_of_uniform(view.maps), view.kind, view.window
+    """Return a row with the image, both passes, similarity, their difference, pixel classes and Grad-CAM."""
+    maps, kind, window = to_multiples_of_uniform(view.get_drawn_maps()), view.kind, view.window
     both = build_shared_scale(kind, [maps[name] for name in ("pass_one", "pass_two") if name in maps])
     label, names = get_label_name(sample, view), get_label_names(sample, view)
     panels = [FigurePanel(_join_lines("image", shorten_name(label, MAX_HEADING_LENGTH)), window)]
-    one = ", pass one" if "pass_two" in maps else ""  # the only pass has no number
+    two, strength, crosses = "pass_two" in maps, get_strength(view.viewer), view.get_crosses()
+    pointed = view.viewer.box is not None
+    heading = describe_look(kind, "pass_one", two)
     panels.append(
         FigurePanel(
-            _join_lines(kind + one, _format_prediction(view.first, names, view)), window, maps["pass_one"], both
+            _join_lines(heading, _format_prediction(view.first, names, view)),
+            window, maps["pass_one"], both, crosses=crosses,
         )
-    )
+    )  # fmt: skip
     if "similarity" in maps:
         own = build_sequential_scale("similarity to ξ", "viridis", [maps["similarity"]])
-        panels.append(FigurePanel("similarity to ξ", window, maps["similarity"], own))
+        panels.append(FigurePanel("similarity to the task, ξ", window, maps["similarity"], own))
     if "pass_two" in maps:
         panels.append(
             FigurePanel(
-                _join_lines(f"{kind}, pass two", _format_prediction(view.last, names, view)),
+                _join_lines(
+                    describe_look(kind, "pass_two", two, strength, pointed), _format_prediction(view.last, names, view)
+                ),
                 window,
                 maps["pass_two"],
                 both,
+                crosses=crosses,
             )
         )
-        scale = build_diverging_scale(f"pass two less pass one, {MAP_UNIT}", "RdBu_r", [maps["difference"]])
-        panels.append(FigurePanel("difference", window, maps["difference"], scale))
+        scale = build_diverging_scale(f"with less without TOAST, {MAP_UNIT}", "RdBu_r", [maps["difference"]])
+        panels.append(FigurePanel("what changed", window, maps["difference"], scale))
     panels += [FigurePanel(name, _get_full_window(sample), segments=found) for name, found in view.segments.items()]
-    for name, heading in (("grad_cam_one", f"Grad-CAM{one}"), ("grad_cam_two", "Grad-CAM, pass two")):
+    for name, heading in (
+        ("grad_cam_one", "Grad-CAM without TOAST" if two else "Grad-CAM"),
+        ("grad_cam_two", "Grad-CAM with TOAST"),
+    ):
         if name in maps:
             panels.append(FigurePanel(heading, window, maps[name], GRAD_CAM_SCALE))
     return FigureRow(sample.image, tuple(panels), sample.mask)
@@ -72,7 +82,7 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
         for view, map in zip(row, last[number], strict=True):
             verdict = _format_prediction(view.last or view.first, names, view)
             heading = _join_lines(shorten_name(view.viewer.name, MAX_HEADING_LENGTH) if number == 0 else "", verdict)
-            panels.append(FigurePanel(heading, view.window, map, scales[view.kind]))
+            panels.append(FigurePanel(heading, view.window, map, scales[view.kind], crosses=view.get_crosses()))
             if "predicted" in view.segments:
                 panels.append(FigurePanel("predicted", _get_full_window(sample), segments=view.segments["predicted"]))
         if len(labels) == len(samples):
@@ -86,7 +96,10 @@ def build_comparison_rows(samples: Sequence[Sample], views: Sequence[Sequence[Im
 def collect_last_maps(views: Sequence[Sequence[ImageView]]) -> tuple[list[list[np.ndarray]], dict[str, ColorScale]]:
     """Return the last map of each view, and a scale for each kind of map, as attention and energy differ in meaning."""
     last = [
-        [to_multiples_of_uniform(view.maps)["pass_two" if "pass_two" in view.maps else "pass_one"] for view in row]
+        [
+            to_multiples_of_uniform(view.get_drawn_maps())["pass_two" if "pass_two" in view.maps else "pass_one"]
+            for view in row
+        ]
         for row in views
     ]
     kinds = [view.kind for view in views[0]]

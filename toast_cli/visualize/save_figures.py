@@ -5,21 +5,24 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from toast_cli.attention.predicted_classes import format_class_shares
 from toast_cli.data.base import Sample
 from toast_cli.utils.files import write_json, write_tensors
 from toast_cli.utils.hashing import hash_bytes
-from toast_cli.utils.names import make_names_unique, number_names, shorten_name, to_file_name
+from toast_cli.utils.names import make_names_unique, number_names, to_file_name
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 from toast_cli.utils.version import __version__
-from toast_cli.visualize.figure import draw_figure
 from toast_cli.visualize.figure_output import save_figure
-from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
+from toast_cli.visualize.styles.base import FigureStyle
+from toast_cli.visualize.styles.full import FULL
+from toast_cli.visualize.styles.paper import PAPER
 from toast_cli.visualize.view import AttentionViewer, ImageView, TopPrediction, compute_image_view
 
 SOURCE_DIGEST_KEY = "made_of"
@@ -27,38 +30,42 @@ SOURCE_DIGEST_KEY = "made_of"
 COMPARISON_PREFIX = "comparison"
 """Prefix of the file name of a figure of several viewers."""
 MAX_NAME_LENGTH = 80
-"""Largest number of bytes of a name in the file name of a comparison, and of characters of an image's in a title."""
+"""Largest number of bytes of a name in the file name of a comparison."""
 
 
 def save_attention_figure(
-    viewer: AttentionViewer, sample: Sample, folder: Path, name: str, kind: str = "png"
+    viewer: AttentionViewer, sample: Sample, folder: Path, name: str, kind: str = "png", style: FigureStyle = FULL
 ) -> dict[str, Any]:
     """Save the figure of one viewer and image, with the raw maps and a record; return the record."""
     view = compute_image_view(viewer, sample)
-    digest = compute_source_digest([viewer], [sample.image.tobytes()])
+    digest = compute_source_digest([viewer], [style.name.encode(), sample.image.tobytes()])
     name = find_free_name(folder, to_file_name(name) + viewer.file_suffix, digest)
     path = folder / f"{name}.{kind}"
-    save_figure(draw_figure([build_passes_row(sample, view)], "\n".join(format_title_lines(sample, view))), path)
+    save_figure(style.draw([sample], [[view]]), path)
     return save_maps(sample, [view], folder, name, path, digest)
 
 
 def save_comparison_figure(
-    viewers: Sequence[AttentionViewer], samples: Iterable[tuple[str, Sample]], folder: Path, kind: str = "png"
+    viewers: Sequence[AttentionViewer],
+    samples: Iterable[tuple[str, Sample]],
+    folder: Path,
+    kind: str = "png",
+    style: FigureStyle = PAPER,
+    mark: str = "",
 ) -> Any:
     """Save a figure of several viewers, with a row per image; return a record per image, with all of its views.
 
+    `mark` is added to the name of the file.
     Without images, save nothing.
     """
     named = list(samples)
     if not named:
         return []
     views = [[compute_image_view(viewer, sample) for viewer in viewers] for _, sample in named]
-    digest = compute_source_digest(viewers, (sample.image.tobytes() for _, sample in named))
-    stem = find_free_name(folder, get_comparison_name(viewers), digest, "*-{}.json")
+    digest = compute_source_digest(viewers, [style.name.encode(), *(sample.image.tobytes() for _, sample in named)])
+    stem = find_free_name(folder, get_comparison_name(viewers) + mark, digest, "*-{}.json")
     path = folder / f"{stem}.{kind}"
-    rows = build_comparison_rows([sample for _, sample in named], views)
-    described = dict.fromkeys(describe_maps(view.viewer, view.kind) for view in views[0])
-    save_figure(draw_figure(rows, f"Where each model looks in its last pass: {'; '.join(described)}"), path)
+    save_figure(style.draw([sample for _, sample in named], views), path)
     return [
         save_maps(sample, row, folder, f"{to_file_name(name, MAX_NAME_LENGTH)}-{stem}", path, digest)
         for (name, sample), row in zip(named, views, strict=True)
@@ -85,16 +92,23 @@ def save_maps(
     maps = folder / f"{name}.safetensors"
     write_tensors(maps, tensors)
     record = {
-        "image": sample.name,
+        **build_image_record(sample, views, names),
         SOURCE_DIGEST_KEY: digest,
-        "image_size": [sample.image.height, sample.image.width],
         "figure": str(figure),
         "maps": str(maps),
-        "versions": get_library_versions(),
-        "views": [describe_view(view, viewer_name) for viewer_name, view in zip(names, views, strict=True)],
     }
     write_json(folder / f"{name}.json", record)
     return record
+
+
+def build_image_record(sample: Sample, views: Sequence[ImageView], names: Sequence[str]) -> dict[str, Any]:
+    """Return the record of an image, without the paths of its files; `names` are those of the views."""
+    return {
+        "image": sample.name,
+        "image_size": [sample.image.height, sample.image.width],
+        "versions": get_library_versions(),
+        "views": [describe_view(view, name) for view, name in zip(views, names, strict=True)],
+    }
 
 
 def describe_view(view: ImageView, name: str) -> dict[str, Any]:
@@ -109,6 +123,7 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "layer": recorder.level,
         "head": viewer.head,
         "alpha": None if steering is None else steering.strength,
+        "point": None if viewer.box is None else viewer.box.format(),
         "input_size": list(preprocessing.image_size),
         "images": viewer.images.model_dump(mode="json"),
         "crop_pct": preprocessing.crop_pct,
@@ -121,7 +136,14 @@ def describe_view(view: ImageView, name: str) -> dict[str, Any]:
         "pass_two": convert_prediction(view.last),
         "share_inside": view.shares,
         "segments": {name: format_class_shares(found) for name, found in view.segments.items()},
+        "registers": None if view.registers is None else describe_registers(view.registers, view.maps),
     }
+
+
+def describe_registers(registers: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the row and column of each register token, and their share of each attention map."""
+    shares = {name: float(maps[name][registers].sum()) for name in ("pass_one", "pass_two") if name in maps}
+    return {"cells": registers.nonzero().tolist(), "share": shares}
 
 
 def describe_model(viewer: AttentionViewer, name: str) -> dict[str, Any]:
@@ -165,36 +187,6 @@ def convert_prediction(prediction: TopPrediction | None) -> dict[str, Any] | Non
     if prediction.value is not None:
         return {"prediction": prediction.label, "value": prediction.value}
     return {"prediction": prediction.label, "confidence": prediction.probability}
-
-
-def format_title_lines(sample: Sample, view: ImageView) -> list[str]:
-    """Return the title lines of a figure of one image: the image, the model, and the shares on the object."""
-    lines = [
-        f"{shorten_name(sample.name, MAX_NAME_LENGTH)} · {view.viewer.name}: {describe_maps(view.viewer, view.kind)}"
-    ]
-    if view.viewer.plain:
-        lines[0] += " · plain backbone without a run: one pass, no selection"
-    lines += [f"{name}: {format_class_shares(found)}" for name, found in view.segments.items()]
-    if view.shares:
-        labels = {"pass_one": "pass one", "similarity": "similarity", "pass_two": "pass two", "even": "an even map"}
-        if "pass_two" not in view.maps:
-            labels["pass_one"] = ""
-        inside = ", ".join(f"{labels[name]} {share:.0%}".lstrip() for name, share in view.shares.items())
-        lines.append(f"{view.kind} on the outlined object: {inside}")
-    return lines
-
-
-def describe_maps(viewer: AttentionViewer, kind: str) -> str:
-    """Return a description of the maps, such as `attention of layer 11, mean over heads`."""
-    heads = {
-        "mean": ", mean over heads",
-        "max": ", maximum over heads",
-        "rollout": ", rolled out over all layers so far",
-    }
-    head = heads.get(str(viewer.head), f", head {viewer.head}") if kind == "attention" else ""
-    steering = viewer.model.adapted.steering
-    strength = "" if steering is None or steering.strength == 1 else f", signals × {steering.strength:g}"
-    return f"{kind} of layer {viewer.recorder.level}{head}{strength}"
 
 
 def compute_source_digest(viewers: Sequence[AttentionViewer], images: Iterable[bytes]) -> str:

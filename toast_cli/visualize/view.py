@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from toast_cli.attention.explanations.grad_cam import compute_grad_cam
 from toast_cli.attention.feature_energy import EnergyRecorder, build_recorder
-from toast_cli.attention.grad_cam import compute_grad_cam
+from toast_cli.attention.image_box import ImageBox, point_at_box
 from toast_cli.attention.map_validation import AttentionChecks
 from toast_cli.attention.maps import AttentionOutput, AttentionRecorder, HeadSelection
 from toast_cli.attention.metrics import compute_object_shares
 from toast_cli.attention.predicted_classes import SegmentationMap, predict_pixel_classes
+from toast_cli.attention.registers import find_registers, remove_registers
 from toast_cli.backbones.image_options import ImageOptions
 from toast_cli.data.base import DataSet, ImageSplit, Sample
 from toast_cli.data.images.decode import open_image
@@ -48,7 +51,9 @@ class AttentionViewer:
 
     `classes` is None for a plain backbone, whose head is not trained. `recipe` is the model's recipe, if it is known.
     For a `plain` backbone without a run, only the backbone of the recipe has a meaning. `label` is the class, label or
-    number to draw; by default, the most likely class or label, or the first number.
+    number to draw; by default, the most likely class or label, or the first number. `with_registers` looks for register
+    tokens (see `attention.registers`), and `ignore_registers` draws maps without them. With a
+    `box`, the tokens in it set xi (an experiment).
     """
 
     name: str
@@ -61,6 +66,9 @@ class AttentionViewer:
     recipe: Recipe | None = None
     plain: bool = False
     label: str | None = None
+    with_registers: bool = False
+    ignore_registers: bool = False
+    box: ImageBox | None = None
 
     @property
     def output(self) -> int | None:
@@ -80,6 +88,8 @@ class AttentionViewer:
             f"alpha{strength:g}": strength != 1,
             "grad-cam": self.with_grad_cam,
             to_file_name(f"label-{self.label}"): self.label is not None,
+            "without-registers": self.ignore_registers,
+            "" if self.box is None else f"point-{self.box.format().replace(',', '-')}": self.box is not None,
         }
         return "".join(f"-{mark}" for mark, applies in marks.items() if applies)
 
@@ -108,6 +118,7 @@ class ImageView:
         checks: the validation of the maps, if any.
         shares: with a mask, the share of each map inside the object; `even` is that of a uniform map.
         segments: for a model that labels pixels, the classes of the whole image.
+        registers: the register tokens, `[rows, columns]` bool; None if they were not looked for.
     """
 
     viewer: AttentionViewer
@@ -119,6 +130,23 @@ class ImageView:
     checks: AttentionChecks | None = None
     shares: dict[str, float] = field(default_factory=dict)
     segments: dict[str, SegmentationMap] = field(default_factory=dict)
+    registers: Tensor | None = None
+
+    def get_drawn_maps(self) -> dict[str, Tensor]:
+        """Return the maps as they are drawn: without register tokens, if the viewer ignores them."""
+        if self.registers is None or not self.viewer.ignore_registers:
+            return self.maps
+        drawn = dict(self.maps)
+        for name in ("pass_one", "pass_two"):
+            if name in drawn:
+                drawn[name] = remove_registers(drawn[name], self.registers)
+        if "difference" in drawn:
+            drawn["difference"] = drawn["pass_two"] - drawn["pass_one"]
+        return drawn
+
+    def get_crosses(self) -> np.ndarray | None:
+        """Return the cells of register tokens, which figures mark; None without any."""
+        return self.registers.numpy() if self.registers is not None and bool(self.registers.any()) else None
 
 
 def load_image_sample(path: Path, white: int | None = None) -> Sample:
@@ -164,11 +192,18 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
 
     Raises:
         ToastError: a map differs from the attention that the model uses.
-        UsageError: the level or head does not exist.
+        UsageError: the level or head does not exist, or the viewer's box lies outside of what the model sees.
     """
-    model, transform = viewer.model, viewer.transform
-    image, mask = transform(sample.image, sample.mask)
-    images = image[None].to(next(model.parameters()).device)
+    image, mask = viewer.transform(sample.image, sample.mask)
+    images = image[None].to(next(viewer.model.parameters()).device)
+    window = viewer.transform.compute_window(sample.image)
+    with point_at_box(viewer.model, images, window, viewer.box):
+        return _record_view(viewer, sample, images, mask, window)
+
+
+def _record_view(
+    viewer: AttentionViewer, sample: Sample, images: Tensor, mask: Tensor | None, window: CropWindow
+) -> ImageView:
     output = viewer.recorder.record(images)
     maps = {name: map[0].float().cpu() for name, map in output.get_maps().items()}
     if "pass_two" in maps:
@@ -180,10 +215,11 @@ def compute_image_view(viewer: AttentionViewer, sample: Sample) -> ImageView:
         shares["even"] = float(mask.float().mean())
     first, last, segments = predict_passes(viewer, output, sample)
     if viewer.with_grad_cam:
-        maps |= {name: map[0] for name, map in compute_grad_cam(model, images, viewer.output).items()}
-    return ImageView(
-        viewer, transform.compute_window(sample.image), output.kind, maps, first, last, output.checks, shares, segments
-    )
+        maps |= {name: map[0] for name, map in compute_grad_cam(viewer.model, images, viewer.output).items()}
+    registers = None
+    if (viewer.with_registers or viewer.ignore_registers) and isinstance(viewer.recorder, AttentionRecorder):
+        registers = find_registers(viewer.recorder, images)[0].cpu()
+    return ImageView(viewer, window, output.kind, maps, first, last, output.checks, shares, segments, registers)
 
 
 @torch.no_grad()

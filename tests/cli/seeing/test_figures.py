@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 from tests.cli.conftest import toast
 
 
-def test_files_and_folders_are_shown_each_in_a_figure_of_its_own(runs: tuple[Path, Path], here: Path) -> None:
+def test_per_image_shows_files_and_folders_each_in_a_figure_of_its_own(runs: tuple[Path, Path], here: Path) -> None:
     (here / "more").mkdir()
     for name in ("a.png", "more/a.png", "more/b.jpg"):
         Image.new("RGB", (90, 60), "teal").save(name)
-    said = toast("visualize-attention", "a.png", "more", "--run", runs[0], "--out", "seen", "--format", "svg")
+    said = toast(
+        "visualize-attention", "a.png", "more", "--run", runs[0], "--out", "seen", "--format", "svg", "--per-image"
+    )
     assert said.code == 0, said.err
+    assert "Writing 9 files in seen" in said.err
     assert {file.name for file in (here / "seen").iterdir()} == {
         f"{name}.{kind}" for name in ("a", "a-2", "b") for kind in ("svg", "safetensors", "json")
     }
@@ -40,10 +43,67 @@ def test_what_cannot_be_read_is_left_out_and_listed_at_the_end(
     said = toast("visualize-attention", "more", "gone.png", *chosen, "--out", "seen", "--json")
     assert said.code == 1 and "2 of 4 images" in said.err
     assert "more/1.png" in said.err and "gone.png" in said.err
-    assert f"Writing {9 if several else 12} files in seen" in said.err
+    assert f"Writing {9 if several else 4} files in seen" in said.err
     assert [record["image"] for record in json.loads(said.out)] == ["more/0.png", "more/2.png"]
-    assert len(list((here / "seen").glob("*.png"))) == (1 if several else 2)
+    assert len(list((here / "seen").glob("*.png"))) == 1
     toast("visualize-attention", "gone.png", *chosen).fails(1, "1 of 1 images", error="image.unreadable")
+
+
+def test_a_folder_is_one_sheet_and_one_page_with_all_maps_and_records(runs: tuple[Path, Path], here: Path) -> None:
+    (here / "many").mkdir()
+    for name in ("0", "<b>1", "2"):
+        Image.new("RGB", (90, 60), "teal").save(f"many/{name}.png")
+    said = toast("visualize-attention", "many", "--run", runs[0], "--out", "seen", "--json")
+    assert said.code == 0, said.err
+    assert {file.name for file in (here / "seen").iterdir()} == {
+        f"images.{kind}" for kind in ("png", "html", "safetensors", "json")
+    }
+    records = json.loads(said.out)
+    assert json.loads((here / "seen/images.json").read_text())["images"] == records
+    assert [record["image"] for record in records] == ["many/0.png", "many/2.png", "many/<b>1.png"]
+    maps = load_file(here / "seen/images.safetensors")
+    assert len(maps) == 3 * 4 and maps["0/pass_two"].sum().item() == pytest.approx(1, abs=1e-4)
+    page = (here / "seen/images.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 3 and "&lt;b&gt;1.png" in page and "<b>1" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    again = toast("visualize-attention", "many/0.png", "many/2.png", "--run", runs[0], "--out", "seen")
+    assert again.code == 0 and (here / "seen/images-2.html").exists(), "other images get a name of their own"
+
+
+def test_a_chosen_class_is_what_is_said_and_explained(runs: tuple[Path, Path], here: Path) -> None:
+    said = toast(
+        "visualize-attention", "--run", runs[0], "--test-image", "0", "--class", "plus", "--out", "seen", "--json",
+        "--explain", "attention,grad-cam",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    (record,) = json.loads(said.out)
+    assert record["views"][0]["pass_two"]["prediction"] == "plus"
+    assert list(record["scores"]) == [
+        f"{name}/{which}" for name in ("attention", "grad-cam") for which in ("pass_one", "pass_two")
+    ]
+    assert set(record["random"]) == {"deletion", "insertion"}
+    assert {file.name for file in (here / "seen").iterdir()} == {
+        f"test-0-explanations-label-plus.{kind}" for kind in ("png", "safetensors", "json")
+    }
+    toast("visualize-attention", "--run", runs[0], "--test-image", "0", "--class", "pluss").fails(
+        2, "plus", error="cli.invalid-value"
+    )
+
+
+def test_an_animation_sweeps_the_strength_of_two_passes(runs: tuple[Path, Path], here: Path) -> None:
+    arguments = ["visualize-attention", "--test-image", "0", "--out", "seen", "--animate", "--alpha", "0.5"]
+    said = toast(*arguments, "--run", runs[0], "--json")
+    assert said.code == 0, said.err
+    (record,) = json.loads(said.out)
+    with Image.open(record["animation"]) as animation:
+        assert animation.n_frames == len(record["strengths"]) == 21  # type: ignore[attr-defined]
+        first = animation.convert("RGB")
+        animation.seek(20)
+        assert first.size == animation.size and first.tobytes() != animation.convert("RGB").tobytes()
+    assert record["strengths"][0] == 0 and record["strengths"][-1] == 0.5
+    toast(*arguments[:-2], "--run", runs[1]).fails(2, error="method.no-feedback-path")
+    toast(*arguments, "--run", runs[0], "--run", runs[1]).fails(2)
+    assert len(list((here / "seen").iterdir())) == 3, "nothing half-written"
 
 
 def test_several_runs_are_one_figure(runs: tuple[Path, Path], here: Path) -> None:
@@ -67,6 +127,7 @@ def test_several_runs_are_one_figure(runs: tuple[Path, Path], here: Path) -> Non
             "1",
             "--out",
             "seen",
+            "--per-image",
             *more,
         )
         assert said.code == 0, said.err
@@ -98,6 +159,11 @@ def test_strength_zero_shows_the_plain_backbone_twice(runs: tuple[Path, Path], h
         (["--layer", "7"], "There is no layer 7."),
         (["--format", "gif"], "'gif'"),
         (["--prompt", "and a text"], "--test-image"),
+        (["--style", "simpl"], "simple"),
+        (["--explain", "attentoin"], "attention"),
+        (["--explain", "attention", "--style", "full"], "--style"),
+        (["--animate", "--explain", "all"], "--animate"),
+        (["--animate", "--test-image", "1"], "one image"),
     ],
 )
 def test_what_is_not_there_is_said(runs: tuple[Path, Path], here: Path, arguments: list[str], words: str) -> None:

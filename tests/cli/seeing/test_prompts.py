@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import toast
 from tests.cli.seeing.pages import page
 from tests.cli.seeing.texts import tuned_on_texts
-from toast_cli.visualize.text import TEXT_MAP_DESCRIPTIONS
+from toast_cli.visualize.texts.text_figure import TEXT_MAP_DESCRIPTIONS
 
 
 def test_a_prompt_is_coloured_in_the_terminal_and_as_a_page(here: Path) -> None:

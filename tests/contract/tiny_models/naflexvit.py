@@ -11,9 +11,9 @@ SIZE = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio
 
 
 def _create(name: str, pretrained: bool, given: dict[str, Any], **settings: Any) -> NaFlexVit:
-    config = {"input_size": (3, 32, 48), "fixed_input_size": False}
+    config = given.pop("pretrained_cfg", None) or {"input_size": (3, 32, 48), "fixed_input_size": False}
     cfg = NaFlexVitCfg(**{**SIZE, **settings})
-    return _create_naflexvit(name, pretrained=pretrained, cfg=cfg, **{**given, "pretrained_cfg": config})
+    return _create_naflexvit(name, pretrained=pretrained, cfg=cfg, pretrained_cfg=config, **given)
 
 
 @register_model

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.backbones import BACKBONES, example, randomly
+from toast_cli.attention.explanations.grad_cam import compute_grad_cam
 from toast_cli.attention.feature_energy import FEATURE_ENERGY, EnergyRecorder, build_recorder
-from toast_cli.attention.grad_cam import compute_grad_cam
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.backbones.base import Trace
 from toast_cli.methods.adapted_model import AdaptedModel

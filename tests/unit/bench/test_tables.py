@@ -127,7 +127,8 @@ def test_the_page_needs_nothing_beside_it(results: ExperimentResults, tmp_path: 
     page = write_experiment_page(results, tmp_path).read_text()
     assert "<svg" in page and "<b>85.0 ± 7.1</b>" in page and "no such luck" in page
     assert "test split c" in page
-    assert not any(outside in page for outside in ("<script", "<link", "<img", 'href="http', "src="))
+    assert not any(outside in page for outside in ("<script ", "<link", "<img", 'href="http', "src="))
+    assert page.count("<script>") == 1 and "default-src 'none'" in page
 
 
 def test_counts_are_short() -> None:

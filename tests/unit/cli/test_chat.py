@@ -52,6 +52,12 @@ def texts(turns: Sequence[Turn]) -> list[str]:
     return [turn.text for turn in turns]
 
 
+def test_the_chat_says_at_its_start_how_it_ends(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk("")
+    said = capsys.readouterr()
+    assert "Ctrl-D ends the chat" in said.err and said.out == ""
+
+
 def test_lines_between_quotation_marks_are_one_message(talk: Talk) -> None:
     read, _ = talk('"""def f():', "", '  return 1"""', '"""one"""', "two", "", "never read")
     assert [turns[-1].text for turns in read] == ["def f():\n\n  return 1", "one", "two"]

@@ -8,10 +8,11 @@ from torch import nn
 
 from tests.backbones import BACKBONES, convnext, example, randomly
 from toast_cli.backbones.base import Level
+from toast_cli.steering import folding
 from toast_cli.steering.composition import choose_carried_levels
-from toast_cli.steering.folding import FoldedSteering
+from toast_cli.steering.folding import FoldedSteering, fold_during_evaluation
 from toast_cli.steering.lite import add_low_rank_factors
-from toast_cli.steering.steering import Steering, run_one_pass, run_two_passes
+from toast_cli.steering.steering import Steering, compute_steered_features, run_one_pass, run_two_passes
 
 
 @pytest.mark.parametrize("levels", [None, range(2), range(1, 3)], ids=["full", "early", "middle"])
@@ -54,3 +55,46 @@ def test_low_rank_factors_are_folded_in() -> None:
         before = run_two_passes(backbone, steering, inputs)
         after = run_two_passes(backbone, FoldedSteering(steering, backbone), inputs)
     assert (before.last.pooled - after.last.pooled).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_an_evaluation_composes_once_and_gives_what_the_feedback_path_gave(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = randomly(BACKBONES[name]())
+    steering, composed = Steering(backbone).double(), list[torch.dtype]()
+    for weight in steering.parameters():
+        nn.init.normal_(weight, std=0.4)
+    compose = folding.compose_segments
+    monkeypatch.setattr(folding, "compose_segments", lambda *a: composed.append(a[4]) or compose(*a))
+    inputs = example(backbone)
+    with torch.no_grad():
+        for change in (0.0, 0.1):  # a second evaluation sees weights that have changed since the first
+            for weight in steering.parameters():
+                weight.add_(change)
+            whole = run_two_passes(backbone, steering, inputs).last.pooled
+            with fold_during_evaluation(steering, backbone, batches=1000):
+                for _ in range(3):
+                    short = compute_steered_features(backbone, steering, inputs)
+                    assert torch.allclose(short, whole, rtol=1e-9, atol=1e-12)
+            assert steering.compute_signals_of_evaluation is None
+    assert composed == [torch.float64] * 2
+
+
+def test_an_evaluation_composes_nothing_for_few_tokens_or_under_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("composed")
+
+    monkeypatch.setattr(folding, "compose_segments", refuse)
+    backbone = randomly(BACKBONES["vit"]())
+    steering, inputs = Steering(backbone).double(), example(backbone)
+    with fold_during_evaluation(steering, backbone, batches=1000):
+        compute_steered_features(backbone, steering, inputs).sum().backward()
+        with torch.no_grad(), pytest.raises(AssertionError, match="composed"):
+            compute_steered_features(backbone, steering, inputs)
+    monkeypatch.setattr(folding, "MIN_EVALUATED_TOKENS_PER_CHANNEL", 1e9)
+    with torch.no_grad(), fold_during_evaluation(steering, backbone, batches=1000):
+        compute_steered_features(backbone, steering, inputs)
+    with pytest.raises(RuntimeError, match="stop"), fold_during_evaluation(steering, backbone, batches=1):
+        raise RuntimeError("stop")
+    assert steering.compute_signals_of_evaluation is None

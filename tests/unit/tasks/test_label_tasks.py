@@ -15,7 +15,7 @@ import toast_cli
 from tests.layouts import photograph
 from toast_cli.api.predictions import LabelsPrediction, NumberPrediction
 from toast_cli.api.steered import Steered
-from toast_cli.cli.commands.visualize_images import require_label
+from toast_cli.cli.commands.visualize_images import require_class
 from toast_cli.data.base import DataSet
 from toast_cli.model.model import Model, build_model
 from toast_cli.model.recipe_data import choose_task, require_fitting_task
@@ -197,7 +197,7 @@ def test_figures_show_the_label_that_was_asked_for_and_numbers_in_their_unit() -
         assert view.last is not None and view.last.label == classes[-1]
         assert (view.last.value is None) is (task == "multilabel")
         with pytest.raises(UsageError):
-            require_label([viewer], "outdoor")
+            require_class([viewer], "outdoor")
 
 
 def test_a_task_that_does_not_fit_the_labels_is_refused_and_a_default_one_follows_the_data() -> None:

@@ -44,7 +44,8 @@ def test_a_loss_that_falls_with_the_sum_of_the_rates_means_that_the_rate_is_too_
 
 def test_a_loss_that_still_falls_needs_more_epochs() -> None:
     (said,) = describe_unsettled_loss(list(zip(STEPS, [5, 2.8, 2.2, 2.0], strict=True)), TRAINING, 10, make_rate(0.001))
-    assert "still falling" in said and "9.1% in the last epoch" in said and said.endswith("--epochs 6.")
+    assert "still falling" in said and "9.1% in the last epoch" in said
+    assert "Start a new run with --epochs 6; or" in said and "toast tune --resume RUN training.epochs=6" in said
 
 
 @pytest.mark.parametrize(

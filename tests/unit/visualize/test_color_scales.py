@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from tests.scenes import demo_model, viewer_of
-from toast_cli.cli.commands.visualize_text import color_text, render_legend, render_text_page
+from toast_cli.cli.commands.visualize_text import color_text, render_legend
 from toast_cli.visualize.map_color_scales import build_diverging_scale, build_sequential_scale
-from toast_cli.visualize.text import TextView, build_text_scales, get_top_tokens, predict_next_token
+from toast_cli.visualize.texts.text_figure import TextView, build_text_scales, get_top_tokens, predict_next_token
+from toast_cli.visualize.texts.text_page import render_text_page
 from toast_cli.visualize.view import TopPrediction
 
 GOLDEN = Path(__file__).parent / "golden"

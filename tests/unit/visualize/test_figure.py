@@ -95,18 +95,23 @@ def test_each_panel_is_the_map_that_its_heading_names(model: Model) -> None:
     sample = scenes(1)[0]
     view = compute_image_view(viewer_of(model), sample)
     panels = {panel.heading.split("\n")[0]: panel for panel in build_passes_row(sample, view).panels}
-    assert list(panels) == ["image", "attention, pass one", "similarity to ξ", "attention, pass two", "difference"]
+    without, of_task, with_toast = (
+        "where it looks without TOAST",
+        "similarity to the task, ξ",
+        "where it looks with TOAST",
+    )
+    assert list(panels) == ["image", without, of_task, with_toast, "what changed"]
     for heading, name, scale in (
-        ("attention, pass one", "pass_one", 64), ("similarity to ξ", "similarity", 1),
-        ("attention, pass two", "pass_two", 64), ("difference", "difference", 64),
+        (without, "pass_one", 64), (of_task, "similarity", 1),
+        (with_toast, "pass_two", 64), ("what changed", "difference", 64),
     ):  # fmt: skip
         np.testing.assert_allclose(panels[heading].values, view.maps[name].numpy() * scale)
     both = build_sequential_scale("", "", [64 * view.maps[name].numpy() for name in ("pass_one", "pass_two")])
-    for heading in ("attention, pass one", "attention, pass two"):
+    for heading in (without, with_toast):
         assert panels[heading].scale.high == pytest.approx(both.high), "one scale, made of both"  # type: ignore[union-attr]
     assert not torch.allclose(view.maps["pass_one"], view.maps["pass_two"], atol=1e-3)
     assert torch.equal(view.maps["difference"], view.maps["pass_two"] - view.maps["pass_one"])
-    low, high = panels["difference"].scale.low, panels["difference"].scale.high  # type: ignore[union-attr]
+    low, high = panels["what changed"].scale.low, panels["what changed"].scale.high  # type: ignore[union-attr]
     assert low == -high
 
 

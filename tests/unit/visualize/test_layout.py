@@ -14,7 +14,8 @@ from toast_cli.cli.commands.visualize_images import _format_view
 from toast_cli.data.base import Sample
 from toast_cli.data.images.transforms import CropWindow
 from toast_cli.visualize.figure_panels import build_comparison_rows, build_passes_row
-from toast_cli.visualize.save_figures import describe_model, describe_view, format_title_lines
+from toast_cli.visualize.save_figures import describe_model, describe_view
+from toast_cli.visualize.styles.full import format_title_lines
 from toast_cli.visualize.view import ImageView, TopPrediction
 
 PLUS = Sample(Image.new("RGB", (60, 60), "teal"), 1, "an image")
@@ -34,7 +35,7 @@ def view_of(classes: tuple[str, ...], first: str, last: str | None = None, size:
 def test_a_verdict_is_right_where_it_is_the_label_and_wrong_where_it_is_not() -> None:
     panels = build_passes_row(PLUS, view_of(("ringed", "plus"), "ringed", "plus")).panels
     assert [panel.heading for panel in panels[:3]] == [
-        "image\nplus", "attention, pass one\nringed 40% ✗", "attention, pass two\nplus 70% ✓",
+        "image\nplus", "where it looks without TOAST\nringed 40% ✗", "where it looks with TOAST\nplus 70% ✓",
     ]  # fmt: skip
 
 
@@ -73,18 +74,18 @@ class TestShares:
     ONE = replace(view_of(("ringed", "plus"), "ringed"), shares={"pass_one": 0.25, "even": 0.1})
 
     def test_a_caption_gives_each_pass_its_own(self) -> None:
-        said = "attention on the outlined object: pass one 25%, pass two 75%, an even map 10%"
+        said = "attention on the outlined object: without TOAST 25%, with TOAST 75%, an even map 10%"
         assert format_title_lines(PLUS, self.TWO)[1] == said
 
     def test_a_terminal_gives_each_pass_its_own_share_and_verdict(self) -> None:
         assert _format_view(describe_view(self.TWO, "a run")) == [
-            "Prediction: ringed (40.0%) in pass one; plus (70.0%) in pass two",
-            "Attention on the object: 25.0% in pass one, 75.0% in pass two (an even map: 10.0%)",
+            "Prediction: ringed (40.0%) without TOAST; plus (70.0%) with TOAST",
+            "Attention on the object: 25.0% without TOAST, 75.0% with TOAST (an even map: 10.0%)",
         ]
 
     def test_a_single_pass_is_not_called_the_first(self) -> None:
         assert format_title_lines(PLUS, self.ONE)[1] == "attention on the outlined object: 25%, an even map 10%"
-        assert build_passes_row(PLUS, self.ONE).panels[1].heading == "attention\nringed 40% ✗"
+        assert build_passes_row(PLUS, self.ONE).panels[1].heading == "where it looks\nringed 40% ✗"
         assert _format_view(describe_view(self.ONE, "a run")) == [
             "Prediction: ringed (40.0%)",
             "Attention on the object: 25.0% (an even map: 10.0%)",

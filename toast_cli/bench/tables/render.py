@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from toast_cli.bench.results import ExperimentResults
 from toast_cli.bench.tables.build import build_tables
+from toast_cli.bench.tables.class_tables import iterate_class_tables
 from toast_cli.bench.tables.curves import write_curve_figures
 from toast_cli.bench.tables.figures import draw_table_figures
 from toast_cli.bench.tables.model import Cell, FilledTable, NumberCell
 from toast_cli.utils.files import write_text
-from toast_cli.utils.formatting import TEMPLATES, format_csv_records, render_template
+from toast_cli.utils.formatting import format_csv_records, get_templates, render_template
 from toast_cli.utils.names import escape_control_characters, escape_markdown, make_names_unique, to_file_name
 
 MIN_WIDE_COLUMNS = 10
@@ -49,6 +50,7 @@ def write_experiment_page(results: ExperimentResults, out: Path) -> Path:
         name=results.board.experiment.name,
         progress=", ".join(f"{count:,} runs {state}" for state, count in counts),
         tables=[(table, draw_table_figures(table)) for table in build_tables(results)],
+        per_class=list(iterate_class_tables(results)),
         curves=write_curve_figures(results, out / "tables"),
         records={"Failed": failures, "Runs": list(results.iterate_runs())},
         describe_runs=_describe_runs,
@@ -171,7 +173,7 @@ def _escape_latex(value: Any) -> str:
     return escape_control_characters(" ".join(str(value).split("\n"))).translate(_LATEX_ESCAPES)
 
 
-_LATEX_TEMPLATES = TEMPLATES.overlay(
+_LATEX_TEMPLATES = get_templates().overlay(
     block_start_string="<%",
     block_end_string="%>",
     variable_start_string="<<",

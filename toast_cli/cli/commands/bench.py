@@ -92,7 +92,7 @@ def run_suite(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "'toast bench' cannot run as one of several distributed processes (WORLD_SIZE > 1).",
-            what_to_do="Use --workers N, or the torchrun command in docs/how-to/bench.md.",
+            what_to_do="Use --workers N, or the torchrun command in docs/how-to/bench-workers.md.",
             code="bench.inside-torchrun",
         )
     name, found, text = load_suite(suite)

@@ -345,7 +345,7 @@ def _show_texts(
     if backbone is None:
         raise UsageError(
             "Texts are shown as the tokens of a model, and none is given.",
-            what_to_do="Add --backbone llama:MODEL.",
+            what_to_do="Add --backbone lm:MODEL.",
             code="cli.missing-option",
         )
     chosen: Any = opened.splits[split]

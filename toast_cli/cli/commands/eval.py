@@ -75,6 +75,14 @@ def run_eval(
             "for images in which left and right matter, such as text.",
         ),
     ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Of a language model on conversations: also generate an answer to each prompt, greedily, and count "
+            "those that are equal to the answers of the data, without white space around them.",
+        ),
+    ] = False,
     judge: Annotated[
         Path | None,
         typer.Option(
@@ -114,7 +122,7 @@ def run_eval(
         bool, typer.Option("--chat", help="With --tasks: write questions as turns, in the format of the run.")
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="With --judge: maximum number of tokens per answer.")
+        int, typer.Option(min=1, help="With --judge or --answers: maximum number of tokens per answer.")
     ] = 512,
     seed: Annotated[int, typer.Option(help="With --judge: random seed of the answers.")] = 0,
     report: Annotated[
@@ -150,8 +158,9 @@ def run_eval(
             "--judge and --dataset cannot be combined: the questions are the data.", code="cli.conflicting-options"
         )
     given = {"--attention": attention, "--sweep": sweep, "--judge": judge is not None, "--report": report, "--tta": tta}
-    given |= {"--dataset": dataset is not None, "--split": split is not None, "--evaluation": evaluation is not None}
-    given |= {"--precision": precision is not None, f"{overrides[0] if overrides else ''}": bool(overrides)}
+    given |= {"--answers": answers, "--dataset": dataset is not None, "--split": split is not None}
+    given |= {"--evaluation": evaluation is not None, "--precision": precision is not None}
+    given |= {f"{overrides[0] if overrides else ''}": bool(overrides)}
     if tasks is not None and any(given.values()):
         other = next(name for name, is_given in given.items() if is_given)
         raise UsageError(
@@ -184,8 +193,12 @@ def run_eval(
             code="cli.conflicting-options",
         )
     if report and (attention or sweep or judge is not None):
+        raise UsageError("--report is not for --attention, --sweep or --judge.", code="cli.conflicting-options")
+    if answers and (attention or sweep or report or tta or judge is not None):
         raise UsageError(
-            "--report cannot be combined with --attention, --sweep or --judge.", code="cli.conflicting-options"
+            "--answers cannot be combined with --attention, --sweep, --report, --tta or --judge.",
+            what_to_do="Start one evaluation for each.",
+            code="cli.conflicting-options",
         )
     if tta and (attention or sweep or judge is not None):
         raise UsageError(
@@ -203,13 +216,14 @@ def run_eval(
     from toast_cli.cli.commands.eval_attention import run_attention_eval, run_strength_sweep
     from toast_cli.cli.commands.eval_judge import build_judge_table, make_judge, run_judge_eval
     from toast_cli.cli.commands.eval_texts import run_text_attention, run_text_sweep
-    from toast_cli.cli.output.answers import write_evaluation_files
+    from toast_cli.cli.output.answers import write_evaluation_files, write_exact_answers
     from toast_cli.cli.output.console import err, print_json, print_line, print_table
     from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.cli.output.run_summary import build_results_table
     from toast_cli.evaluation.attention_evaluation import AttentionEvalRequest
     from toast_cli.evaluation.evaluate_run import evaluate_run
     from toast_cli.evaluation.open_run import DEFAULT_SPLIT, RunRequest
+    from toast_cli.evaluation.texts.exact_answers import AnswerRequest, ExactAnswers
     from toast_cli.evaluation.texts.runs import is_language_run
     from toast_cli.training.evaluate import SplitAnswers
     from toast_cli.utils.errors import ToastError
@@ -254,12 +268,17 @@ def run_eval(
                 alpha,
                 overrides=tuple(overrides or ()),
             )
-            answers: list[SplitAnswers] = []
+            found: list[SplitAnswers] = []
+            texts: list[ExactAnswers] = []
+            compared = AnswerRequest(max_new_tokens, texts.append) if answers else None
             variant = "-".join(filter(None, (evaluation, "tta" if tta else None))) or None
-            results = evaluate_run(run_request, reporter, evaluation, answers.append, require_answers=report, flips=tta)
+            results = evaluate_run(run_request, reporter, evaluation, found.append, report, tta, compared)
         table = build_results_table(f"{runs[0]}: {results['method']} on {results['data']}", results)
         try:
-            for each in answers:
+            for text in texts:
+                folder, written = write_exact_answers(text, run_request, results, out)
+                results["folder"] = str(folder)
+            for each in found:
                 folder, written = write_evaluation_files(
                     each, run_request, results, table, evaluation=variant, out=out, report=report
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def run_export(
     format: Annotated[
-        str, typer.Option(help="Export format: safetensors, onnx, torch-export, hf or peft.")
+        str, typer.Option(help="Export format: safetensors, onnx, openvino, torch-export, timm, hf or peft.")
     ] = "safetensors",
     run: options.RunOption = None,
     what: Annotated[
@@ -46,6 +47,21 @@ def run_export(
             "--normalize", help="Graph formats: normalize inside the graph, so that the input is pixels in [0, 1]."
         ),
     ] = False,
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize",
+            help="Graph formats: also resize and crop inside the graph, so that the input is an image of any size. "
+            "Includes --normalize.",
+        ),
+    ] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="onnx: quantize weights and activations to int8, calibrated on training images of the run.",
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +79,8 @@ def run_export(
     """Export a run to a file for other programs.
 
     Before the export is kept, another process loads it and compares its outputs with those of the run. If they differ,
-    no file is written. Beside an ONNX file for images, infer.py is written: a script that labels files without PyTorch.
+    no file is written. Beside onnx, openvino and timm exports of images, infer.py is written: a script that labels
+    files without toast.
     """
     from toast_cli import registry
     from toast_cli.cli.find_run import resolve_run_path
@@ -78,14 +95,15 @@ def run_export(
 
     pretuned = is_artifact(path)
     part = what or ("artifact" if pretuned else form.parts[0])
-    _check_options(format, form, part, dtype, fold, maps, normalize, pretuned)
+    _check_options(format, form, part, dtype, fold, {"maps": maps, "normalize": normalize, "resize": resize}, pretuned)
+    _check_quantization(format, form, dtype, quantize)
     target = _choose_target(out, path, format, part, form)
     require_free_target(target, force)
 
     from toast_cli.export.base import SCRIPT_FILE, ExportRequest, forward_stages
-    from toast_cli.export.export_run import compute_total_size, is_folded_by_default, is_merged_by_format
+    from toast_cli.export.export_run import compute_total_size, is_folded_by_default
     from toast_cli.export.export_run import export_model as exported
-    from toast_cli.export.hub_upload import check_repository_name, upload_export
+    from toast_cli.export.hub_upload import check_repository_name, make_card, upload_export
     from toast_cli.utils.names import quote_argument
 
     if push is not None:
@@ -96,14 +114,16 @@ def run_export(
         dtype,
         fold or is_folded_by_default(loaded, form),
         maps,
-        normalize,
+        normalize or resize,
+        resize,
+        quantize,
         None if part == "full" or loaded.config.whole else _get_backbone_path(loaded.recipe.backbone),
         loaded.recipe.backbone.model_dump(mode="json"),
-        is_merged_by_format(loaded, form),
+        form.merges(loaded),
     )
     with forward_stages(lambda text: print_line(f"{text} ...", err)):
         proof, written = exported(loaded, format, wanted, target, force)
-    pushed = upload_export(push, written) if push is not None else None
+    pushed = upload_export(push, written, make_card(loaded, format, wanted, target, push)) if push is not None else None
     if as_json:
         record = {
             "run": str(path),
@@ -113,16 +133,19 @@ def run_export(
         }
         record |= {"seconds": proof.seconds, "seconds_pytorch": proof.seconds_pytorch, "missing": proof.missing}
         record |= {"compared_on": proof.compared_on, "dtype": dtype, "rounding": proof.rounding}
+        record |= {"quantization": proof.quantization and asdict(proof.quantization)}
         print_json({**record, "same_top": proof.same_top, "pushed": pushed})
     else:
         _print_summary(part, target, compute_total_size(written), form, proof)
         for script in (file for file in written if file.name == SCRIPT_FILE):
             print_line(
-                f"To use it without PyTorch: pip install numpy pillow onnxruntime; python {quote_argument(script)} "
+                f"To use it without PyTorch: pip install numpy pillow {form.loads}; python {quote_argument(script)} "
                 f"IMAGES --model {quote_argument(target)}"
             )
-        _print_rounding(dtype, proof)
-    _warn_changed_predictions(dtype, proof)
+        _print_quantization(proof)
+        _print_rounding(quantize or dtype, proof)
+    if quantize is None:
+        _warn_changed_predictions(dtype, proof)
     if pushed is not None and not as_json:
         typer.echo(f"Uploaded: {pushed}")
 
@@ -140,10 +163,13 @@ def _choose_target(given: str | None, run: Path, format: str, part: str, form: E
     The export is written into an existing folder, unless that folder is itself an export.
     """
     from toast_cli.export.existing_exports import is_folder_export
+    from toast_cli.utils.hub import find_repository_name
     from toast_cli.utils.names import to_file_name
 
     folder = run / "export" if run.is_dir() else run.parent
     stem = to_file_name(run.resolve().name if run.is_dir() else run.stem)
+    if (repository := find_repository_name(run)) is not None:  # nothing is written into the cache of the hub
+        folder, stem = Path("export"), to_file_name(repository)
     name = f"{stem}-{format if form.graph or not form.suffix else part}{form.suffix}"
     if given is None:
         return folder / name
@@ -154,9 +180,9 @@ def _choose_target(given: str | None, run: Path, format: str, part: str, form: E
 
 
 def _check_options(
-    format: str, form: ExportFormat, part: str, dtype: str, fold: bool, maps: bool, normalize: bool, pretuned: bool
+    format: str, form: ExportFormat, part: str, dtype: str, fold: bool, inside: dict[str, bool], pretuned: bool
 ) -> None:
-    """Check that the format and the run support the options.
+    """Check that the format and the run support the options. `inside` has those of graphs.
 
     Raises:
         UsageError: An option is not supported; the message lists the supported values.
@@ -180,8 +206,8 @@ def _check_options(
                 what_to_do=did_you_mean(value, allowed),
                 code="cli.invalid-value",
             )
-    for option, chosen in (("--maps", maps), ("--normalize", normalize)):
-        if chosen and not form.graph:
+    for option in (f"--{name}" for name, chosen in inside.items() if chosen):
+        if not form.graph:
             from toast_cli import registry
 
             prepares = {"hf": "The image processor normalizes images", "safetensors": "toast normalizes images"}
@@ -203,6 +229,39 @@ def _check_options(
         )
 
 
+def _check_quantization(format: str, form: ExportFormat, dtype: str, quantize: str | None) -> None:
+    """Check that the format can be quantized to a type.
+
+    Raises:
+        UsageError: It cannot, or the weights are to be rounded to half precision too.
+    """
+    from toast_cli import registry
+    from toast_cli.utils.errors import UsageError, did_you_mean
+
+    if quantize is None:
+        return
+    if not form.quantizes:
+        able = sorted(name for name, each in registry.load_all(registry.EXPORTS).items() if each.quantizes)
+        raise UsageError(
+            f"--quantize is not available for {format}.",
+            what_to_do=f"Use --format {' or '.join(able)}.",
+            code="export.cannot-quantize",
+        )
+    if quantize not in form.quantizes:
+        raise UsageError(
+            f"Invalid value for --quantize with format {format}: '{quantize}'.",
+            what_to_do=did_you_mean(quantize, tuple(form.quantizes)),
+            code="cli.invalid-value",
+        )
+    if dtype != "float32":
+        raise UsageError(
+            f"--quantize and --dtype {dtype} are mutually exclusive.",
+            f"{quantize} is the type of the weights.",
+            "Leave --dtype out.",
+            code="export.cannot-quantize",
+        )
+
+
 def _print_summary(part: str, target: Path, size: int, form: Any, proof: VerificationReport) -> None:
     from toast_cli.cli.output.console import print_line
 
@@ -219,6 +278,25 @@ def _print_summary(part: str, target: Path, size: int, form: Any, proof: Verific
         f"Speed: {proof.seconds * 1e3:.1f} ms per batch of {proof.timed_on} inputs, "
         f"{proof.seconds_pytorch * 1e3:.1f} ms in PyTorch ({faster:.2f} × as fast)"
     )
+
+
+def _print_quantization(proof: VerificationReport) -> None:
+    """Print the accuracy before and after quantization, and warn if it loses more than a point."""
+    from toast_cli.cli.output.console import err, print_line
+
+    if (found := proof.quantization) is None:
+        return
+    print_line(
+        f"Quantized to {found.type}: {found.split} accuracy {found.accuracy:.1%}, {found.accuracy_float:.1%} before, "
+        f"on {found.images} images; {found.bytes / found.bytes_float:.2f} times the size "
+        f"({found.scheme}, calibrated on {found.calibration_images} training images)"
+    )
+    if found.accuracy_float - found.accuracy > found.allowed_loss:
+        print_line(
+            f"Warning: {found.type} loses {100 * (found.accuracy_float - found.accuracy):.1f} points of {found.split} "
+            "accuracy. Use --dtype float16, or the file without --quantize.",
+            err,
+        )
 
 
 def _print_rounding(dtype: str, proof: VerificationReport) -> None:

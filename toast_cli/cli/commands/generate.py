@@ -43,6 +43,15 @@ def generate(
         str | None,
         typer.Option(help="System message before every conversation that has none of its own."),
     ] = None,
+    emphasize: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Set ξ from the tokens of this text of the prompt, wherever it occurs (an experiment): pass two then "
+            "selects tokens that are similar to them. Can be given several times; for runs of toast and toast-lite.",
+        ),
+    ] = None,
+    alpha: options.AlphaOption = None,
     run: options.RunOption = None,
     backbone: options.BackboneOption = None,
     weights: options.WeightsOption = None,
@@ -96,18 +105,23 @@ def generate(
             "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
         )
 
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
+
+    collect_garbage_less_often()
+
     import torch
 
     from toast_cli.cli.chat import ChatSession
     from toast_cli.cli.output.console import err, print_answer, print_json, print_line
     from toast_cli.data.text.chat_templates import encode_prompt
+    from toast_cli.data.text.turn_formats import describe_template
     from toast_cli.data.text.turns import Turn, add_system_turn
     from toast_cli.model.generation import make_generation_settings
     from toast_cli.utils.files import write_text
     from toast_cli.utils.names import format_json
 
     asked = None if prompts is None else _read_prompts(prompts)
-    writer = _make_writer(run, backbone, weights, raw, device)
+    writer = _make_writer(run, backbone, weights, raw, device, alpha)
     if system is not None and writer.template is None:
         raise UsageError(
             "--system cannot be used with this model.",
@@ -115,6 +129,10 @@ def generate(
             "Write the instruction into the prompt.",
             code="text.no-chat-template",
         )
+    if writer.template is not None:
+        print_line(describe_template(writer.tokenizer, writer.template), err)
+    elif not raw:
+        print_line("Prompts are continued as they are: the model has no format of turns.", err)
     settings = make_generation_settings(max_new_tokens, temperature, top_p, beams, top_k, repetition_penalty)
     torch.manual_seed(seed)
 
@@ -124,7 +142,9 @@ def generate(
             print_line(f"{what} cut at the limit of new tokens (--max-new-tokens {max_new_tokens}).", err)
 
     if asked is not None:
-        texts = writer.answer_all([add_system_turn(one.turns, system) for one in asked], batch_size, **settings)
+        conversations = [add_system_turn(one.turns, system) for one in asked]
+        marked = [emphasize] * len(conversations) if emphasize else None
+        texts = writer.answer_all(conversations, batch_size, marked, **settings)
         report_cut(len(asked))
         if out is not None:
             lines = ({**one.entry, "answer": text} for one, text in zip(asked, texts, strict=True))
@@ -143,7 +163,7 @@ def generate(
 
     def answer(turns: list[Turn]) -> str:
         streamed = beams == 1 and not as_json
-        text = writer.answer(turns, print_text if streamed else None, **settings)
+        text = writer.answer(turns, print_text if streamed else None, emphasize or (), **settings)
         if not as_json:
             print_answer("" if streamed else text)
         report_cut()
@@ -177,14 +197,18 @@ def _read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _make_writer(run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None) -> Any:
+def _make_writer(
+    run: Path | None, backbone: str | None, weights: str | None, raw: bool, device: str | None, alpha: float | None
+) -> Any:
     from toast_cli.cli.find_run import load_writer, print_message, resolve_run_path
+    from toast_cli.evaluation.open_run import set_feedback_strength
     from toast_cli.model.generation import TextGenerator, choose_template
+    from toast_cli.storage.load_model import build_plain_model
     from toast_cli.training.distributed.devices import make_accelerator
-    from toast_cli.training.session import build_plain_model
 
     if backbone is None:
-        return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True)
+        return load_writer(resolve_run_path(run), weights, device, raw, interrupted=True, alpha=alpha)
     model, recipe = build_plain_model(backbone, weights, device)
+    set_feedback_strength(model, alpha)
     template = None if raw else choose_template(recipe, model.backbone.tokenizer)
     return TextGenerator(model.to(make_accelerator(recipe.device, recipe.precision).device), template, print_message)

@@ -89,6 +89,10 @@ def run_predict(
     """
     from tempfile import TemporaryDirectory
 
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
+
+    collect_garbage_less_often()
+
     from toast_cli.cli.find_run import resolve_run_path
     from toast_cli.cli.output.console import err, print_json, print_line
     from toast_cli.cli.output.predictions import build_record, print_result

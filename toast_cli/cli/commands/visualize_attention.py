@@ -31,16 +31,63 @@ def visualize_attention(
     layer: Annotated[int, typer.Option(help="Layer whose attention is shown; -1 is the last one.")] = -1,
     head: options.HeadOption = "mean",
     alpha: options.AlphaOption = None,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="Style of the figure. simple: the picture, where the model looks without and with TOAST, and one "
+            "sentence. full: every map of one run. paper: images as rows and runs as columns. [default: simple; paper "
+            "for several runs; full with --grad-cam or for a model that labels pixels]"
+        ),
+    ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="Class, label or number to explain: its probability and sentence, Grad-CAM and integrated gradients. "
+            "[default: the most likely class or label, or the first number]",
+        ),
+    ] = None,
     grad_cam: Annotated[
         bool,
         typer.Option("--grad-cam", help='Also draw Grad-CAM of both passes (needs: pip install "grad-cam>=1.5.5").'),
     ] = False,
-    label: Annotated[
+    explain: Annotated[
         str | None,
         typer.Option(
-            help="Class, label or number whose Grad-CAM and probability are shown. [default: the most likely class or "
-            "label, or the first number]"
+            metavar="NAMES",
+            help="Draw these explanations side by side, with deletion and insertion scores: any of attention, rollout, "
+            "grad-cam and integrated-gradients, with commas between, or all.",
         ),
+    ] = None,
+    animate: Annotated[
+        bool,
+        typer.Option(
+            "--animate", help="Write a GIF of one image that raises the strength of TOAST from 0 to 1, or to --alpha."
+        ),
+    ] = False,
+    ignore_registers: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-registers",
+            help="Draw attention without register tokens, rescaled to sum to 1. Saved maps and numbers keep them.",
+        ),
+    ] = False,
+    per_image: Annotated[
+        bool,
+        typer.Option(
+            "--per-image", help="Write a figure, maps and a record of each image, instead of one sheet of all images."
+        ),
+    ] = False,
+    point: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Experiment: set xi to what lies at this pixel of the image, and show where pass two looks then.",
+        ),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="As --point, for all that lies in a rectangle.")
     ] = None,
     format: Annotated[str, typer.Option(help="Figure format: png, svg or pdf.")] = "png",
     out: Annotated[
@@ -53,10 +100,9 @@ def visualize_attention(
     device: options.DeviceOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Draw the attention maps of both passes.
+    """Draw where a model looks, without and with TOAST.
 
-    Each figure shows the image, the attention in pass one, the similarity to xi, the attention in pass two, and the
-    difference between the passes.
+    One image is drawn as a figure of its own, several images as one contact sheet with a page.
     """
     from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 
@@ -66,12 +112,20 @@ def visualize_attention(
         raise UsageError(
             "--run and --backbone cannot be combined: a run has its own backbone.", code="cli.conflicting-options"
         )
-    if prompt is not None and grad_cam:
-        raise UsageError(
-            "--grad-cam needs images and cannot be combined with --prompt.", code="cli.conflicting-options"
-        )
-    if prompt is not None and label is not None:
-        raise UsageError("--label needs images and cannot be combined with --prompt.", code="cli.conflicting-options")
+    of_images = {
+        "--style": style is not None, "--class": class_name is not None, "--grad-cam": grad_cam,
+        "--explain": explain is not None, "--animate": animate, "--ignore-registers": ignore_registers,
+        "--per-image": per_image, "--point": point is not None, "--box": box is not None,
+    }  # fmt: skip
+    refuse_together("--prompt", prompt is not None, of_images)
+    refuse_together("--explain", explain is not None, {"--animate": animate, "--style": style is not None})
+    refuse_together("--animate", animate, {"--style": style is not None, "--format": format != "png"})
+    refuse_together(
+        "--point and --box",
+        point is not None or box is not None,
+        {"--explain": explain is not None, "--animate": animate},
+    )
+    refuse_together("--per-image", per_image, {"--explain": explain is not None, "--animate": animate})
     if format not in FIGURE_FORMATS:
         raise UsageError(
             f"Invalid value for --format: '{format}'.",
@@ -79,19 +133,20 @@ def visualize_attention(
             code="cli.invalid-value",
         )
     chosen = options.parse_head(head)
+    pointed = options.parse_box(point, box)
+
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
+
+    collect_garbage_less_often()
 
     from toast_cli.cli.commands.visualize_images import (
-        announce_figures,
-        draw_figures,
-        format_records,
+        ImageRequest,
+        draw_images,
         load_files,
         load_test_samples,
         load_viewers,
-        read_or_skip,
-        require_label,
+        require_class,
     )
-    from toast_cli.cli.output.console import print_json, print_line
-    from toast_cli.cli.output.progress import TerminalReporter
     from toast_cli.evaluation.open_run import set_feedback_strength
 
     viewers, first, folder = load_viewers(
@@ -99,30 +154,38 @@ def visualize_attention(
     )
     for viewer in viewers:
         set_feedback_strength(viewer.model, alpha)
-    if label is not None:
-        require_label(viewers, label)
-    viewers = [replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam, label=label) for viewer in viewers]
+    if class_name is not None:
+        require_class(viewers, class_name)
+    viewers = [
+        replace(viewer, level=layer, head=chosen, with_grad_cam=grad_cam, label=class_name, box=pointed)
+        for viewer in viewers
+    ]
     place = out or folder
     if prompt is not None:
         from toast_cli.cli.commands.visualize_text import show_text
 
         show_text(viewers, prompt, raw, place, as_json)
         return
-    broken: list[str] = []
+    viewers = [replace(viewer, with_registers=True, ignore_registers=ignore_registers) for viewer in viewers]
     if test_image:
         assert first is not None  # load_viewers rejects --test-image without a run
         samples = load_test_samples(first, test_image)
     else:
         samples = load_files(images or [], viewers[0].images.white)
-    announce_figures(len(samples), len(viewers), place, format)
-    with TerminalReporter() as reporter:
-        tracked = reporter.track_progress(samples, len(samples), "images")
-        records = draw_figures(viewers, read_or_skip(tracked, broken), place, format)
-    if as_json:
-        print_json(records)
-    else:
-        for line in format_records(records):
-            print_line(line)
+    request = ImageRequest(viewers, samples, place, format, style, explain, animate, per_image, alpha)
+    broken = draw_images(request, as_json)
     if broken:
-        count = f"{len(broken)} of {len(broken) + len(records)} images"
-        raise ToastError(f"Could not draw {count}.", broken, code="image.unreadable")
+        raise ToastError(f"Could not draw {len(broken)} of {len(samples)} images.", broken, code="image.unreadable")
+
+
+def refuse_together(option: str, given: bool, others: dict[str, bool]) -> None:
+    """Check that an option is not combined with others.
+
+    Raises:
+        UsageError: both are given.
+    """
+    from toast_cli.utils.errors import UsageError
+
+    for other, also in others.items():
+        if given and also:
+            raise UsageError(f"{option} cannot be combined with {other}.", code="cli.conflicting-options")

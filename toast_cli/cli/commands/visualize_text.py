@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,33 @@ from rich.text import Text
 from toast_cli.cli.output.console import out, print_json, print_line
 from toast_cli.model.generation import choose_template
 from toast_cli.utils.files import write_json, write_tensors, write_text
-from toast_cli.utils.formatting import render_template
 from toast_cli.visualize.map_color_scales import ColorScale
 from toast_cli.visualize.save_figures import (
     SOURCE_DIGEST_KEY,
     compute_source_digest,
     convert_prediction,
-    describe_maps,
     describe_model,
     find_free_name,
     get_comparison_name,
     get_library_versions,
 )
-from toast_cli.visualize.text import (
+from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.texts.text_figure import (
     TEXT_MAP_DESCRIPTIONS,
     TextView,
     build_text_scales,
     choose_text_color,
     compute_text_view,
-    format_token_name,
-    get_top_tokens,
     mark_line_breaks,
 )
+from toast_cli.visualize.texts.text_page import (
+    LEGEND_STEPS,
+    describe_text_map,
+    format_next_token,
+    get_value_formatter,
+    render_text_page,
+)
 from toast_cli.visualize.view import AttentionViewer
-
-LEGEND_STEPS = 8
-"""Color steps between two numbers of a legend."""
 
 
 def show_text(viewers: list[AttentionViewer], prompt: str, raw: bool, folder: Path, as_json: bool) -> None:
@@ -71,13 +71,13 @@ def show_text(viewers: list[AttentionViewer], prompt: str, raw: bool, folder: Pa
         print_json(record)
         return
     for view in views:
-        print_line(f"{view.viewer.name}: {describe_maps(view.viewer, 'attention')}. {_format_next_token(view)}")
+        print_line(f"{view.viewer.name}: {describe_maps(view.viewer, 'attention')}. {format_next_token(view)}")
         for name in view.maps:
             print_line("")
             print_line(TEXT_MAP_DESCRIPTIONS[name])
             out.print(color_text(view, name, meaning[name]), soft_wrap=True)
             out.print(render_legend(meaning[name], name), soft_wrap=True)
-            print_line(f"  {_describe_map(view, name)}")
+            print_line(f"  {describe_text_map(view, name)}")
     print_line("")
     print_line(f"Page: {page}")
 
@@ -85,16 +85,6 @@ def show_text(viewers: list[AttentionViewer], prompt: str, raw: bool, folder: Pa
 def _choose_template(viewer: AttentionViewer) -> str | None:
     assert viewer.recipe is not None
     return choose_template(viewer.recipe, viewer.model.backbone.tokenizer)
-
-
-def render_text_page(views: Sequence[TextView]) -> str:
-    """Render all views as one HTML page."""
-    meaning = build_text_scales(views)
-    return render_template(
-        "visualize/templates/text.html",
-        title="Attention over the text",
-        views=[_build_page_view(view, meaning) for view in views],
-    )
 
 
 def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
@@ -108,7 +98,7 @@ def color_text(view: TextView, name: str, scale: ColorScale) -> Text:
 def render_legend(scale: ColorScale, name: str) -> Text:
     """Return a one-line legend of a color scale: low, middle and high values, with colors between them."""
     text = Text(f"  {scale.label}: ")
-    (low, low_text), (middle, middle_text), (high, high_text) = scale.get_ticks(_get_formatter(name))
+    (low, low_text), (middle, middle_text), (high, high_text) = scale.get_ticks(get_value_formatter(name))
     for first, word, last in ((low, low_text, middle), (middle, middle_text, high), (high, high_text, None)):
         shown = [(f" {word} ", first)]
         if last is not None:
@@ -116,73 +106,6 @@ def render_legend(scale: ColorScale, name: str) -> Text:
         for (letters, _), colour in zip(shown, scale.to_hex([value for _, value in shown]), strict=True):
             text.append(letters, style=f"{choose_text_color(colour)} on {colour}")
     return text
-
-
-def _format_percent(value: float) -> str:
-    return f"{100 * value:.3g}%"
-
-
-def _format_points(value: float) -> str:
-    return f"{100 * value:+.3g}" if value else "0"
-
-
-def _get_formatter(name: str) -> Callable[[float], str]:
-    """Return the number format of a map: percentage points for a difference, percent otherwise."""
-    return _format_points if name == "difference" else _format_percent
-
-
-def _format_value(value: float, name: str) -> str:
-    """Format a value of a map with its unit."""
-    return _get_formatter(name)(value) + " points" * (name == "difference")
-
-
-def _describe_map(view: TextView, name: str) -> str:
-    """Describe a map in words, for readers who cannot see the colors."""
-    largest = (f"{token} {_format_value(value, name)}" for token, value in get_top_tokens(view, name))
-    return f"Most: {', '.join(largest)}"
-
-
-def _format_next_token(view: TextView) -> str:
-    first = f"Next token: {view.first.label!r} ({view.first.probability:.1%})"
-    if view.last is None:
-        return f"{first}."
-    return f"{first} in pass one, {view.last.label!r} ({view.last.probability:.1%}) in pass two."
-
-
-def _build_page_view(view: TextView, meaning: dict[str, ColorScale]) -> dict[str, Any]:
-    maps = []
-    for name, values in view.maps.items():
-        tokens = [
-            {
-                "text": mark_line_breaks(token),
-                "name": format_token_name(view.tokens, index),
-                "value": _format_value(value, name),
-                "colour": colour,
-                "ink": choose_text_color(colour),
-            }
-            for index, (token, value, colour) in enumerate(
-                zip(view.tokens, values.tolist(), meaning[name].to_hex(values.numpy()), strict=True)
-            )
-        ]
-        maps.append(
-            {
-                "meaning": TEXT_MAP_DESCRIPTIONS[name],
-                "tokens": tokens,
-                "alt": _describe_map(view, name),
-                "legend": _build_page_legend(meaning[name], name),
-            }
-        )
-    described = describe_maps(view.viewer, "attention")
-    return {"name": view.viewer.name, "described": described, "next": _format_next_token(view), "maps": maps}
-
-
-def _build_page_legend(scale: ColorScale, name: str) -> dict[str, Any]:
-    """Return a legend for the page: the colors, and the numbers at both ends and in the middle."""
-    words = [word for _, word in scale.get_ticks(_get_formatter(name))]
-    shown = scale.to_hex(
-        [scale.low + (scale.high - scale.low) * part / LEGEND_STEPS for part in range(LEGEND_STEPS + 1)]
-    )
-    return {"label": scale.label, "words": words, "colours": ",".join(shown)}
 
 
 def _build_view_record(view: TextView) -> dict[str, Any]:

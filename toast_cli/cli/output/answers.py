@@ -17,8 +17,13 @@ from toast_cli.evaluation.answer_files import (
 )
 from toast_cli.evaluation.answer_report import render_answer_report
 from toast_cli.evaluation.open_run import RunRequest
+from toast_cli.evaluation.texts.exact_answers import ExactAnswers
 from toast_cli.training.evaluate import SplitAnswers
 from toast_cli.utils.files import write_text
+from toast_cli.utils.names import format_json
+
+ANSWERS_FILE = "answers.jsonl"
+"""File of an evaluation with the answers of a language model beside those of the data."""
 
 
 def format_written_files(answers: SplitAnswers, folder: Path, names: Sequence[str]) -> str:
@@ -55,3 +60,21 @@ def write_evaluation_files(
         names.append(REPORT_FILE)
     write_evaluation_record(folder, digest, results)
     return folder, format_written_files(answers, folder, names)
+
+
+def write_exact_answers(
+    answers: ExactAnswers, request: RunRequest, results: Mapping[str, Any], out: Path | None
+) -> tuple[Path, str]:
+    """Write the compared answers of a language model as JSON Lines, those that differ first.
+
+    Return their folder, and a line that names the file.
+
+    Raises:
+        ToastError: the folder cannot be written to.
+    """
+    folder, digest = choose_evaluation_folder(answers, request, None, out)
+    clear_previous_evaluation(folder)
+    ordered = sorted(answers.answers, key=lambda each: each.is_exact)
+    write_text(folder / ANSWERS_FILE, "".join(f"{format_json(each.to_dict())}\n" for each in ordered))
+    write_evaluation_record(folder, digest, results)
+    return folder, f"Answers, those that differ first: {folder / ANSWERS_FILE}"

@@ -12,7 +12,8 @@ from toast_cli.evaluation.compare_runs import ComparedRun, RunComparison, get_se
 from toast_cli.utils.names import escape_newlines
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_proportion
 from toast_cli.visualize.report import format_attention_checks
-from toast_cli.visualize.save_figures import compute_source_digest, describe_maps, describe_model, get_library_versions
+from toast_cli.visualize.save_figures import compute_source_digest, describe_model, get_library_versions
+from toast_cli.visualize.styles.wording import describe_maps
 
 FINGERPRINT_DIGITS = 12
 """Digits of a fingerprint on the page; comparison.json has the full value."""
@@ -98,6 +99,26 @@ def _format_spread(mean: float, deviation: float, percent: bool) -> str:
     return f"{100 * mean:.1f} ± {100 * deviation:.1f}" if percent else f"{mean:.4g} ± {deviation:.2g}"
 
 
+def build_class_table(found: RunComparison) -> dict[str, Any]:
+    """Return the accuracy of each run by class, in percent, for the page; without lines if images have no class."""
+    labels = found.split.labels
+    lines: list[dict[str, Any]] = []
+    if found.measure.name == "correct" and all(isinstance(label, int) and label >= 0 for label in labels):
+        for index, name in enumerate(found.classes):
+            places = [place for place, label in enumerate(labels) if label == index]
+            if not places:
+                continue
+            cells = [{"value": len(places), "text": f"{len(places):,}", "details": ""}]
+            for run in found.runs:
+                right = int(run.correct[places].sum())
+                share = 100 * right / len(places)
+                counts = f"{run.viewer.name}: {right:,} of {len(places):,} images"
+                cells.append({"value": f"{share:.6g}", "text": f"{share:.1f}", "details": counts})
+            lines.append({"name": name, "cells": cells})
+    headings = ["images", *(run.viewer.name for run in found.runs)]
+    return {"title": "Accuracy by class, %", "headings": headings, "lines": lines}
+
+
 def _describe_correction(found: RunComparison) -> str:
     """Describe the correction for multiple comparisons; empty for a single difference."""
     count = len(found.iterate_pairs())
@@ -123,6 +144,7 @@ def build_page_context(found: RunComparison) -> dict[str, Any]:
         "seed_headings": seed_headings,
         "seeds": seeds,
         "made": made,
+        "per_class": build_class_table(found),
     }
 
 

@@ -15,10 +15,14 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
     Nothing is written. The recipe is printed without fields that do not concern the task. `labels` says whether the run
     needs labels.
     """
+    from toast_cli.utils.lazy_imports import collect_garbage_less_often
+
+    collect_garbage_less_often()
+
     from toast_cli.cli.output.console import print_json, print_line
     from toast_cli.recipe.safe_yaml import to_yaml
     from toast_cli.recipe.schema import IMAGE_FIELDS
-    from toast_cli.training.automatic.settings import choose_workers, describe_open_choices, fill_placeholders
+    from toast_cli.training.automatic.placeholders import choose_workers, describe_open_choices, fill_placeholders
     from toast_cli.training.optimization import describe_schedule
     from toast_cli.training.session import prepare_session
     from toast_cli.utils.constants import BATCH_METADATA_KEYS
@@ -30,7 +34,7 @@ def print_dry_run(recipe: Recipe, as_json: bool, labels: bool = True) -> None:
     steps, *notes = describe_schedule(session.recipe.training, len(batches))
     batch = next(iter(batches))
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if name not in BATCH_METADATA_KEYS}
-    memory = session.estimate_memory(batches)
+    memory = session.estimate_memory(batch)
     samples = {name: len(split) for name, split in session.data.splits.items()}
     if as_json:
         facts = {**sizes, "memory": asdict(memory), "first_batch": shapes, "samples": samples}

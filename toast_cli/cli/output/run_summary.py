@@ -50,6 +50,11 @@ def build_results_table(title: str, results: Mapping[str, Any]) -> Table:
     for split in ("train", "validation", "test", "all"):
         if results.get(split):
             add_metric_rows(table, split, results[split])
+    if "exact_answers" in results:
+        found = results["exact_answers"]
+        low, high = (100 * end for end in found["interval"])
+        shown = f"{found['share']:.1%} of {found['answers']:,} [{low:.1f}, {high:.1f}]"
+        table.add_row(f"exact answers, {results['split']}", shown)
     if "selected_epoch" in results and results.get("test") is None:
         has_one = "test" in results.get("samples", {})
         unreadable = "test" in results.get("skipped", {})
@@ -73,7 +78,7 @@ def draw_range_test(run: Path) -> None:
     if SILENT or not table.is_file():
         return
     from toast_cli.visualize.figure_output import save_figure
-    from toast_cli.visualize.lr_range import draw_lr_range
+    from toast_cli.visualize.training_curves import draw_lr_range
 
     picture = table.with_suffix(".png")
     save_figure(draw_lr_range(table, load_recipe(run / "recipe.yaml").training.lr), picture)

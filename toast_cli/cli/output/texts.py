@@ -74,9 +74,7 @@ def print_text_report(report: dict[str, Any], limit: int = 5) -> None:
     if any(len(found) > limit for found in lists):
         print_line("  Add --out FILE to write the full list.")
     if report["backbone"] is None:
-        print_line(
-            "Add --backbone llama:MODEL to measure tokens: what is truncated, and what the chat template rejects."
-        )
+        print_line("Add --backbone lm:MODEL to measure tokens: what is truncated, and what the chat template rejects.")
     if not report["problems"]:
         print_line("No problems found." if not report["warnings"] else "The data set has warnings, but no problems.")
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def check_texts(data: DataSet, track: ProgressTracker, backbone: Backbone | None = None) -> dict[str, Any]:
     """Return a report on a data set of texts as a JSON object: splits, copies, `problems` and `warnings`.
 
-    A problem makes the results of a run questionable: an entry that cannot be used, copies of a text, or, with a
-    backbone, texts that it cannot be trained on, such as those that its chat template rejects. A warning is for the
-    user to judge: a text that is nearly the same as an earlier one, a question in several splits, and what tuning the
-    backbone reports about the texts, such as how many are truncated.
+    A problem makes the results of a run questionable: copies of a text, or, with a backbone, texts that it cannot be
+    trained on, such as those that its chat template rejects. A warning is for the user to judge: an entry that cannot
+    be used, which tuning leaves out, a text that is nearly the same as an earlier one, a question in several splits,
+    and what tuning the backbone reports about the texts, such as how many are truncated.
 
     With a backbone, conversations are also measured in tokens: their lengths, the limit, and the names of those that
     are truncated, rejected or without a token to learn.
@@ -98,7 +98,8 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
     problems, warnings = [], []
     if report["left_out"]:
         count = len(report["left_out"])
-        problems.append(f"{count:,} {'entry' if count == 1 else 'entries'} cannot be used")
+        entries = "entry cannot be used and is" if count == 1 else "entries cannot be used and are"
+        warnings.append(f"{count:,} {entries} left out")
     copies = report["duplicates"]["copies"]
     if copies["count"]:
         problems.append(
@@ -120,7 +121,9 @@ def _list_findings(report: Mapping[str, Any], total: int) -> tuple[list[str], li
     if count := asked["count"]:
         warnings.append(
             f"{count:,} {'question is' if count == 1 else 'questions are'} in several splits, "
-            f"{asked['same_answer']:,} of them with the same answer: results on them say little about new questions"
+            f"{asked['same_answer']:,} of them with the same answer: results on them say little about new questions. "
+            "Keep each question in one split: remove it from the others, or give files of your own for validation and "
+            "testing (dataset.val_path, dataset.test_path)"
         )
     return problems, warnings
 

@@ -149,6 +149,17 @@ def split_into_segments(turns: Sequence[Turn], tokenizer: Any, template: str) ->
     return [found for sample, found in zip(samples, segments, strict=True) if _has_target(sample)]
 
 
+def split_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> list[Segment]:
+    """Return the segments of a prompt, whose tokens are those of `encode_prompt` in order.
+
+    Raises:
+        ChatTemplateError: If the chat template rejects the turns.
+    """
+    segments: list[list[Segment]] = []
+    _encode_turns(turns, tokenizer, template, prompt=True, segments=segments)
+    return segments[-1]
+
+
 def _encode_turns(
     turns: Sequence[Turn],
     tokenizer: Any,

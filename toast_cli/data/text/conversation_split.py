@@ -251,18 +251,22 @@ def _describe_splits(
 ) -> list[str]:
     """Return a note on the texts of the splits of `path` and `mix`, and one for each split with a path of its own."""
 
+    own = options.own_paths
+    given = {file.split for file in files}
+    is_whole = not own and not options.holds_out and given == {None}
+
     def describe_part(part: str) -> str:
         indices = parts[part]
         split_hash = compute_split_hash([contents[i] for i in indices], [0] * len(indices))
-        return f"{len(indices):,} {part} (split {split_hash})"
+        return f"{len(indices):,} {'texts, all of them' if is_whole else part} (split {split_hash})"
 
-    own = options.own_paths
     held = ", ".join(
         describe_part(part)
         for part, indices in parts.items()
         if part not in own and (indices or options.get_fraction(part))
     )
-    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    missing = [part for part in ("val", "test") if None in given or part not in given]
+    seed = f", seed {options.split_seed}{options.describe_fractions(missing)}" if options.holds_out else ""
     names = {part: [file.name for file in files if file.split == part] for part in own}
     whole = {part: "the whole file" if len(listed) == 1 else "the whole files" for part, listed in names.items()}
     return [

@@ -154,8 +154,13 @@ def open_documents(options: TextDocumentOptions, data_dir: Path | None) -> DataS
         parts[name] = _read_own_split(own, data_dir, unused, blank)
         own_notes.append(f"documents of {path}: {_describe_part(name, parts[name])}, all of them")
     splits = {name: documents for name, documents in parts.items() if len(documents)}
-    held = ", ".join(_describe_part(name, part) for name, part in splits.items() if name not in options.own_paths)
-    seed = f", seed {options.split_seed}" if options.holds_out else ""
+    is_whole = not options.own_paths and not options.holds_out
+    held = ", ".join(
+        _describe_part("texts, all of them" if is_whole else name, part)
+        for name, part in splits.items()
+        if name not in options.own_paths
+    )
+    seed = f", seed {options.split_seed}{options.describe_fractions()}" if options.holds_out else ""
     notes = [f"documents of {options.path}: {held}{seed}", *own_notes]
     repeated = count_copies_across_splits({name: part.keys.tolist() for name, part in parts.items()})
     places = join_names([options.path, *options.own_paths.values()])

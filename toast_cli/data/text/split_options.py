@@ -57,6 +57,15 @@ class TextSplitOptions(NamedOptions):
         """Return whether a share of the texts of `path` is held out, by `split_seed`."""
         return any(self.get_fraction(part) > 0 for part in ("val", "test"))
 
+    def describe_fractions(self, parts: Sequence[str] = ("val", "test")) -> str:
+        """Return the end of a note that names the shares of the texts of `path` that are held out, and their options.
+
+        It is empty if nothing is held out. `parts` are the splits that `path` has not of its own.
+        """
+        held = {part: fraction for part in parts if (fraction := self.get_fraction(part)) > 0}
+        shares = [f"{100 * fraction:.3g}% for {part} (dataset.{part}_fraction)" for part, fraction in held.items()]
+        return f"; held out: {join_names(shares)}" if shares else ""
+
 
 def join_names(names: Sequence[str]) -> str:
     """Return names as a list in a sentence: `a, b and c`."""

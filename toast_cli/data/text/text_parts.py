@@ -154,7 +154,7 @@ def _label_segment(
         (max(first, offset), min(last, end), part) for first, last, part in spans if first < end and last > offset
     ]
     edges = sorted({edge - offset for first, last, _ in inside for edge in (first, last)})
-    places = {edge: _count_tokens(segment, edge, tokenizer, controls) for edge in edges}
+    places = {edge: count_whole_tokens(segment, edge, tokenizer, controls) for edge in edges}
     parts: list[str] = [FORMAT_WORDS] * len(segment.ids)
     turn_tokens = set()
     for first, last, part in inside:
@@ -167,7 +167,7 @@ def _label_segment(
     yield from parts
 
 
-def _count_tokens(segment: Segment, edge: int, tokenizer: Any, controls: ControlTokens) -> int:
+def count_whole_tokens(segment: Segment, edge: int, tokenizer: Any, controls: ControlTokens) -> int:
     """Return how many tokens of a segment are wholly within its first `edge` characters."""
     if edge >= len(segment.text):
         return len(segment.ids)
@@ -179,3 +179,10 @@ def _count_tokens(segment: Segment, edge: int, tokenizer: Any, controls: Control
             break
         common += 1
     return begun + common
+
+
+def is_token_cut(segment: Segment, edge: int, tokenizer: Any, controls: ControlTokens) -> bool:
+    """Return whether a token of a segment begins within its first `edge` characters and ends after them."""
+    alone = controls.encode(segment.text[:edge], tokenizer, segment.context)
+    begun = len(segment.ids) - len(controls.encode(segment.text, tokenizer, segment.context))
+    return begun + len(alone) > count_whole_tokens(segment, edge, tokenizer, controls)

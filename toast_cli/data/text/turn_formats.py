@@ -9,8 +9,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-
 from toast_cli.data.text.turns import Turn, dump_json, to_messages
 from toast_cli.utils.errors import ToastError
 
@@ -88,6 +86,21 @@ def uses_chat_template(tokenizer: Any, template: str) -> bool:
     return template in ("auto", "chat") and bool(tokenizer.chat_template)
 
 
+def describe_template(tokenizer: Any, template: str) -> str:
+    """Return a note on how turns are written, for `dataset.template`.
+
+    Raises:
+        ToastError: If `template` is "chat" and the tokenizer has no chat template.
+    """
+    if uses_chat_template(tokenizer, template):
+        return f"Turns are written with the tokenizer's chat template (dataset.template={template})."
+    if template == "stanford":
+        return "Turns are written in the words of Stanford Alpaca (dataset.template=stanford)."
+    user, assistant = (TURN_HEADINGS[role].strip() for role in ("user", "assistant"))
+    why = "; the tokenizer has no chat template" if template == "auto" else ""
+    return f"Turns are written under the headings '{user}' and '{assistant}' (dataset.template={template}{why})."
+
+
 def format_prompt(turns: Sequence[Turn], tokenizer: Any, template: str) -> str:
     """Return the text before the next answer of the assistant.
 
@@ -114,6 +127,8 @@ def format_chat(turns: Sequence[Turn], tokenizer: Any, prompt: bool) -> str:
     If it rejects or omits system turns, they are added to the user's. If it rejects answers before the first question,
     they are left out.
     """
+    from jinja2 import TemplateSyntaxError  # only chat templates need jinja2, and every model imports this module
+
     if all(turn.role == "tools" for turn in turns):
         raise ChatTemplateError(
             "The conversation has no message before its first answer.",

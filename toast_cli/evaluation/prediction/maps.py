@@ -23,7 +23,6 @@ from toast_cli.utils.errors import ToastError, UsageError
 from toast_cli.utils.files import write_atomically
 from toast_cli.utils.names import number_names, to_file_name
 from toast_cli.utils.table_files import FORMATS, Cell, Row
-from toast_cli.visualize.map_color_scales import compute_class_palette, draw_overlay, make_palette_image
 
 TABLE_NAME = "predictions.csv"
 MAP_FOLDER, OVERLAY_FOLDER = "maps", "overlays"
@@ -105,6 +104,8 @@ def predict_maps(
     Raises:
         ToastError: a file cannot be written.
     """
+    from toast_cli.visualize.map_color_scales import compute_class_palette  # imports matplotlib; tables need no colours
+
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
     names = assign_map_names(images.names, taken)
     own = range(process, len(images), processes)
@@ -134,6 +135,8 @@ def _write_files(
     run: OpenedRun, answers: MapAnswers, folder: Path, palette: np.ndarray, image: Image, name: str
 ) -> list[Cell] | ToastError:
     """Write the files of an image and return its cells, or the reason why it cannot be segmented."""
+    from toast_cli.visualize.map_color_scales import draw_overlay, make_palette_image
+
     try:
         with run.accelerator.autocast():
             classes = predict_pixel_classes(run.model, run.recipe.images, image).numpy()

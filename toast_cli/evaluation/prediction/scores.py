@@ -16,6 +16,7 @@ from toast_cli.evaluation.prediction.sources import PredictionImages
 from toast_cli.model.model import Model
 from toast_cli.model.recipe_data import build_batches
 from toast_cli.recipe.parse import replace_recipe_fields
+from toast_cli.steering.folding import fold_during_evaluation
 from toast_cli.utils.constants import IGNORE_INDEX
 from toast_cli.utils.table_files import Cell
 
@@ -53,23 +54,24 @@ def predict_batches(
     """Yield the rows of this process's share of every batch, with the features of a pass if they are asked for."""
     run.model.eval()
     columns = 0 if answers is None else len(answers.columns)
-    for indices, batch in zip(loader.batch_sampler, loader, strict=True):
-        tensors: dict[str, Any] = {
-            name: tensor.to(run.accelerator.device, non_blocking=True) for name, tensor in batch.items()
-        }
-        with run.accelerator.autocast():
-            vectors, cells = compute_batch(run.model, tensors, answers, features)
-        samples = {
-            index: PredictedSample((images.names[index], *each, None), vector)
-            for index, label, each, vector in zip(
-                batch["index"].tolist(), batch["label"].tolist(), cells, vectors, strict=True
-            )
-            if label != IGNORE_INDEX
-        }
-        for index in indices:
-            if (reason := loader.skipped.pop(images.names[index], None)) is not None:
-                samples[index] = PredictedSample((images.names[index], *[None] * columns, reason))
-        yield samples
+    with fold_during_evaluation(run.model.adapted.steering, run.model.backbone, len(loader)):
+        for indices, batch in zip(loader.batch_sampler, loader, strict=True):
+            tensors: dict[str, Any] = {
+                name: tensor.to(run.accelerator.device, non_blocking=True) for name, tensor in batch.items()
+            }
+            with run.accelerator.autocast():
+                vectors, cells = compute_batch(run.model, tensors, answers, features)
+            samples = {
+                index: PredictedSample((images.names[index], *each, None), vector)
+                for index, label, each, vector in zip(
+                    batch["index"].tolist(), batch["label"].tolist(), cells, vectors, strict=True
+                )
+                if label != IGNORE_INDEX
+            }
+            for index in indices:
+                if (reason := loader.skipped.pop(images.names[index], None)) is not None:
+                    samples[index] = PredictedSample((images.names[index], *[None] * columns, reason))
+            yield samples
 
 
 def compute_batch(

@@ -104,6 +104,17 @@ def reopen_hf(wanted: ExportRequest, path: Path) -> ExportRunner:
     return run
 
 
+def merges_into_backbone(loaded: LoadedModel) -> bool:
+    """Return whether a run is a language model of transformers that was trained in its own weights or PEFT's layers."""
+    from toast_cli.model.model import NETWORK_PREFIX
+
+    model = loaded.model
+    if loaded.recipe.task.name != "language" or not hasattr(model.backbone.module, "save_pretrained"):
+        return False
+    own = {*model.get_trained_parameters(), *model.get_frozen_additions()}
+    return model.adapted.steering is None and all(name.startswith(NETWORK_PREFIX) for name in own)
+
+
 def build_image_processor_config(preprocessing: Preprocessing, images: ImageOptions, whole: bool) -> dict[str, Any]:
     """Return the image processor configuration of transformers: resize, center-crop and normalize as the run does.
 
@@ -149,5 +160,5 @@ FORMAT = ExportFormat(
     reopen_hf,
     dict.fromkeys(("float32", "float16", "bfloat16"), 1e-5),  # computes in float32, whatever the stored type
     loads="transformers",
-    merges=True,
+    merges=merges_into_backbone,
 )

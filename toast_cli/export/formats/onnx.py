@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs
+from toast_cli.export.base import ExportFormat, ExportRequest, ExportRunner, Outputs, QuantizationReport
 from toast_cli.utils.errors import ToastError, UsageError
 
 if TYPE_CHECKING:
@@ -41,12 +42,10 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
 
     import torch
 
-    from toast_cli.export import infer
-    from toast_cli.export.base import SCRIPT_FILE, log_stage
+    from toast_cli.export.base import log_stage
     from toast_cli.export.graph import build_graph_metadata, suppress_exporter_logs, trace_model
-    from toast_cli.export.standalone_script import build_standalone_script
+    from toast_cli.export.standalone_script import write_inference_script
     from toast_cli.export.verification_outputs import compute_outputs, to_named_inputs
-    from toast_cli.utils.files import write_text
 
     log_stage("Tracing both passes into one graph")
     program = trace_model(loaded, wanted)
@@ -70,8 +69,7 @@ def write_onnx(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> None:
     translated.model.metadata_props.update(build_graph_metadata(loaded, wanted))
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     translated.save(str(path), external_data=size > MAX_INLINE_BYTES)
-    if loaded.model.objective.target in ("class", "labels", "number"):
-        write_text(path.parent / SCRIPT_FILE, build_standalone_script(Path(infer.__file__)))
+    write_inference_script(loaded, path.parent)
 
 
 def _simplify_graph(model: Any) -> None:
@@ -123,6 +121,24 @@ def reopen_onnx(wanted: ExportRequest, path: Path) -> ExportRunner:
     return run
 
 
+def quantize_to_int8(loaded: LoadedModel, wanted: ExportRequest, path: Path) -> QuantizationReport:
+    """Quantize a file that was written, see `quantization`, and name the type and the scheme in its metadata."""
+    import onnx
+
+    from toast_cli.export.graph import build_graph_metadata
+    from toast_cli.export.graphs.quantization import quantize_graph
+    from toast_cli.utils.names import format_json
+
+    report = quantize_graph(loaded, wanted, path, reopen_onnx)
+    model = onnx.load(str(path))
+    known = {entry.key for entry in model.metadata_props}
+    metadata = {**build_graph_metadata(loaded, wanted), "quantization": format_json(asdict(report))}
+    for key in metadata.keys() - known:
+        model.metadata_props.add(key=key, value=metadata[key])
+    onnx.save(model, str(path))
+    return report
+
+
 FORMAT = ExportFormat(
     ".onnx",
     ("full",),
@@ -131,5 +147,6 @@ FORMAT = ExportFormat(
     # Different kernels: about 20 ULP in float16. ONNX Runtime has few bfloat16 kernels for CPUs.
     {"float32": 1e-4, "float16": 1e-2},
     graph=True,
+    quantizes={"int8": quantize_to_int8},
     loads="onnxruntime",
 )

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import release_memory, set_seed
 
 from toast_cli.data.base import BatchLoader
 from toast_cli.model.recipe_data import count_workers
-from toast_cli.recipe.schema import Recipe, TrainingOptions
+from toast_cli.recipe.schema import Recipe
 from toast_cli.storage.run_folder import RunFolder
-from toast_cli.training.automatic.batch_size import LARGEST_ON_CPU, LARGEST_ON_GPU, find_batch_size
-from toast_cli.training.automatic.lr_range import RANGE_STEPS, LRRange, measure_lr_range
+from toast_cli.training.automatic.batch_size import find_batch_size
+from toast_cli.training.automatic.lr_range import LRRange, measure_lr_range
+from toast_cli.training.automatic.placeholders import fill_placeholders, set_training_fields
 from toast_cli.training.optimization import check_optimizer
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.run import AutomaticSettings, initialize_feedback
@@ -51,7 +51,7 @@ def choose_automatic_settings(
     def choose(name: str, number: int | float) -> None:
         nonlocal recipe
         numbers[name] = number
-        recipe = _set_training(recipe, **{name: number})
+        recipe = set_training_fields(recipe, **{name: number})
 
     training = recipe.training
     if is_automatic(training.workers):
@@ -87,36 +87,6 @@ def choose_automatic_settings(
     return recipe, AutomaticSettings(numbers, None if lr_range is None else lr_range.format_csv())
 
 
-def choose_workers(recipe: Recipe) -> Recipe:
-    """Return the recipe with the number of worker processes, which needs no trial."""
-    return _set_training(recipe, workers=count_workers(recipe))
-
-
-def fill_placeholders(recipe: Recipe) -> Recipe:
-    """Return the recipe with a plain number for every setting that only a trial can choose, to build a session."""
-    fields, training = TrainingOptions.model_fields, recipe.training
-    placeholders: dict[str, Any] = {}
-    if is_automatic(training.batch_size):
-        placeholders["batch_size"] = fields["batch_size"].default
-    if is_automatic(training.lr):
-        placeholders["lr"] = max(fields["lr"].default, training.min_lr)
-    return _set_training(recipe, **placeholders)
-
-
-def describe_open_choices(recipe: Recipe) -> list[str]:
-    """Return a sentence about every setting that is chosen when the run starts."""
-    notes, training = [], recipe.training
-    if is_automatic(training.batch_size):
-        notes.append(
-            "training.batch_size=auto: chosen when the run starts, the largest power of two that fits, at most "
-            f"{LARGEST_ON_CPU} on a CPU and {LARGEST_ON_GPU} on a GPU. The numbers here are for "
-            f"{fill_placeholders(recipe).training.batch_size}."
-        )
-    if is_automatic(training.lr):
-        notes.append(f"training.lr=auto: chosen when the run starts, by a range test of {RANGE_STEPS} steps.")
-    return notes
-
-
 def _measure_from_start(session: Session, make_step: MakeStep, reporter: Reporter) -> LRRange:
     """Run the range test from the weights that the run starts from."""
     train = session.make_loader("train", train=True)
@@ -127,7 +97,3 @@ def _measure_from_start(session: Session, make_step: MakeStep, reporter: Reporte
     if session.accelerator.num_processes > 1:
         set_seed(session.recipe.seed, device_specific=True)
     return measure_lr_range(session, step, train, reporter)
-
-
-def _set_training(recipe: Recipe, **fields: Any) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=fields)})

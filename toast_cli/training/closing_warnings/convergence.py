@@ -30,7 +30,7 @@ def describe_divergence(losses: Sequence[float], lr: float) -> list[str]:
     epoch = losses.index(min(losses)) + 1
     return [
         f"train: the loss rose from {min(losses):.3g} in epoch {epoch} to {losses[-1]:.3g} in the last one: the "
-        f"learning rate ({lr:g}) is probably too high. Try --lr {lr / 3:.1g}, or --lr auto."
+        f"learning rate ({lr:g}) is probably too high. Start a new run with --lr {lr / 3:.1g}, or with --lr auto."
     ]
 
 
@@ -45,7 +45,10 @@ def find_start_metrics(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | N
 
 
 def describe_unsettled_loss(
-    losses: Sequence[tuple[int, float]], training: TrainingOptions, batches: int, recommended: RecommendedRate
+    losses: Sequence[tuple[int, float]],
+    training: TrainingOptions,
+    batches: int,
+    recommended: RecommendedRate,
 ) -> list[str]:
     """Return a warning if the validation loss was still falling at the end of training, or fell steadily until then.
 
@@ -69,12 +72,14 @@ def describe_unsettled_loss(
         return [
             f"val: the loss fell steadily from {values[0]:.3f} to {values[-1]:.3f} and had not begun to settle: the "
             f"learning rate ({training.lr:g}) looks too low. "
-            f"Try --lr {max(float(f'{3 * training.lr:.1g}'), recommended.lr):g}, or --lr auto."
+            f"Start a new run with --lr {max(float(f'{3 * training.lr:.1g}'), recommended.lr):g}, or with --lr auto."
         ]
     if last > SETTLED_FALL:
-        other = "" if training.lr == recommended.lr else f", or the recommended rate, --lr {recommended.lr:g}"
+        other = "" if training.lr == recommended.lr else f", or with the recommended rate, --lr {recommended.lr:g}"
+        epochs = 2 * training.epochs
         return [
             f"val: the loss was still falling at the end, by {last:.1%} in the last epoch, to {values[-1]:.3f}. "
-            f"Try --epochs {2 * training.epochs}{other}."
+            f"Start a new run with --epochs {epochs}{other}; or train this one for longer: 'toast tune --resume "
+            f"RUN training.epochs={epochs}'."
         ]
     return []

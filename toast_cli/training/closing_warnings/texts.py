@@ -29,6 +29,6 @@ def describe_endless_answers(split: str, metrics: Mapping[str, Any] | None) -> l
         return []
     return [
         f"{split}: answers will not stop by themselves: at the end of only {accuracy:.0%} of {metrics['answers']:,} "
-        "answers is the end the most likely token. Train longer, train the output rows of the end tokens "
-        "(task.end_tokens=trained), or use --method full."
+        "answers is the end the most likely token. Start a new run with more epochs, with the output rows of the end "
+        "tokens trained (task.end_tokens=trained), or with --method full."
     ]

@@ -39,6 +39,7 @@ from toast_cli.storage.pretuned import (
 from toast_cli.training.continuation.tuned_model import initialize_from_tuned_model
 from toast_cli.training.data.run_data import build_results_record, read_data_record
 from toast_cli.utils.errors import ToastError, UsageError
+from toast_cli.utils.hub import resolve_place
 from toast_cli.utils.names import quote_argument
 from toast_cli.utils.tensor_fingerprints import hash_tensors
 
@@ -85,7 +86,7 @@ def read_start_recipe(init_from: str | None, overrides: Sequence[str], weights: 
             init_from = parse_value(override.partition("=")[2], override)
     if not isinstance(init_from, str) or init_from == SHIPPED_ARTIFACT:
         return None
-    path = Path(init_from).expanduser()
+    path = resolve_place(init_from)
     if not is_tuned_model(path):
         return None
     if (merged := read_merged_config(path)) is not None:

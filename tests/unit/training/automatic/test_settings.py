@@ -14,7 +14,8 @@ from toast_cli.recipe.schema import Recipe
 from toast_cli.training.automatic import batch_size
 from toast_cli.training.automatic.batch_size import double_while_fitting, find_batch_size
 from toast_cli.training.automatic.lr_range import BASELINE_STEPS, LRRange, measure_lr_range
-from toast_cli.training.automatic.settings import choose_automatic_settings, fill_placeholders
+from toast_cli.training.automatic.placeholders import fill_placeholders
+from toast_cli.training.automatic.settings import choose_automatic_settings
 from toast_cli.training.plan.memory import MemoryByBatchSize
 from toast_cli.training.reporter import Reporter
 from toast_cli.training.session import Session, prepare_session

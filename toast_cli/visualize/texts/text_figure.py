@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,20 @@ TEXT_MAP_DESCRIPTIONS = {
     "difference": "pass two less pass one",
 }
 """Descriptions of the maps of a text, in display order."""
+
+
+class ColoredText(Protocol):
+    """A text with maps: its tokens as text, and `maps` `[tokens]` by name."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token."""
+        ...
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """The maps by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -113,13 +127,18 @@ def align_tokens_to_text(ids: list[int], text: str, tokenizer: Any) -> list[str]
     return parts[::-1]
 
 
-def build_text_scales(views: Sequence[TextView]) -> dict[str, ColorScale]:
-    """Return the colour scale of each map by name, shared by all views; both passes share the scale of attention."""
+def build_text_scales(
+    views: Sequence[ColoredText], label: str = "attention of the last token"
+) -> dict[str, ColorScale]:
+    """Return the colour scale of each map by name, shared by all views; both passes share the scale of attention.
+
+    `label` is the label of that scale.
+    """
 
     def collect(*names: str) -> list[np.ndarray]:
         return [view.maps[name].numpy() for view in views for name in names if name in view.maps]
 
-    attention = build_sequential_scale("attention of the last token", "Oranges", collect("pass_one", "pass_two"))
+    attention = build_sequential_scale(label, "Oranges", collect("pass_one", "pass_two"))
     scales = {"pass_one": attention, "pass_two": attention}
     if collect("similarity"):
         scales["similarity"] = build_sequential_scale("similarity to ξ", "Greens", collect("similarity"))
@@ -136,7 +155,7 @@ def choose_text_color(colour: str) -> str:
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def get_top_tokens(view: TextView, name: str, count: int = 5) -> list[tuple[str, float]]:
+def get_top_tokens(view: ColoredText, name: str, count: int = 5) -> list[tuple[str, float]]:
     """Return the names and values of the tokens with the largest absolute values."""
     values = view.maps[name]
     order = values.abs().argsort(descending=True, stable=True)[:count].tolist()

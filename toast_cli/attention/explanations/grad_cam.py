@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from toast_cli.attention.map_validation import MISMATCH_TOLERANCE
+from toast_cli.attention.explanations.base import (
+    ExplainedBatch,
+    Explanation,
+    disable_gradients,
+    find_mismatch,
+    pool_to_grid,
+    require_image_classifier,
+)
 from toast_cli.backbones.base import State, Trace
 from toast_cli.backbones.lazy_signal import Signal
 from toast_cli.model.model import Model
@@ -44,11 +50,11 @@ class FinalLevelModule(nn.Module):
         return self.model.compute_outputs(backbone.leave(state).pooled)
 
 
-def compute_grad_cam(model: Model, images: Tensor, output: int | None = None) -> dict[str, Tensor]:
+def compute_grad_cam(model: Model, images: Tensor, output: int | Sequence[int] | None = None) -> dict[str, Tensor]:
     """Return Grad-CAM maps `[B, H, W]`, 0 to 1, of one output of the model, one for each pass.
 
-    `output` is the index of a class, label or number; None for the class that the last pass predicts. The names are
-    `grad_cam_one` and, with two passes, `grad_cam_two`.
+    `output` is the index of a class, label or number, or one for each image; None for the class that the last pass
+    predicts. The names are `grad_cam_one` and, with two passes, `grad_cam_two`.
 
     Raises:
         UsageError: the library is not installed, or the model does not classify images.
@@ -63,13 +69,14 @@ def compute_grad_cam(model: Model, images: Tensor, output: int | None = None) ->
             what_to_do='pip install "grad-cam>=1.5.5"',
             code="cli.missing-package",
         ) from error
-    if model.objective.dense or model.backbone.preprocessing is None:
-        raise UsageError("Grad-CAM needs a model that classifies images.", code="attention.unsupported-task")
+    require_image_classifier(model, "Grad-CAM")
     backbone = model.backbone
     first, last = Trace(levels=True), Trace(levels=True)
     with torch.no_grad():
         logits, passes = model.forward_passes(images, first, last)
-    indices = logits.argmax(-1).tolist() if output is None else [output] * len(images)
+    if output is None:
+        output = logits.argmax(-1).tolist()
+    indices = [output] * len(images) if isinstance(output, int) else output
     targets = [ClassifierOutputTarget(index) for index in indices]
     ends: dict[str, tuple[Trace, Signal | None, Tensor | None]]
     ends = {"grad_cam_one": (first, None, None if last.outputs else logits)}
@@ -99,13 +106,12 @@ def check_final_logits(logits: Tensor, expected: Tensor) -> None:
     Raises:
         ToastError: the logits differ.
     """
-    difference = float((logits - expected).abs().amax() / expected.abs().amax().clamp_min(1e-6))
-    if not difference <= MISMATCH_TOLERANCE[expected.dtype]:
+    if (difference := find_mismatch(logits, expected)) is not None:
         raise ToastError(
             "Grad-CAM is not supported for this model.",
             f"The recomputed last level gives logits that differ by {difference:.1%}, because the method adds "
             "something between the levels.",
-            "Leave --grad-cam out.",
+            "Leave Grad-CAM out.",
             code="attention.grad-cam-mismatch",
         )
 
@@ -115,17 +121,10 @@ def _build_reshape_transform(model: Model, images: Tensor) -> Callable[[Tensor],
     return lambda tokens: tokens[:, prefix : prefix + grid[0] * grid[1]].unflatten(1, grid).movedim(-1, 1)
 
 
-@contextmanager
-def disable_gradients(model: Model) -> Iterator[None]:
-    """Turn off the gradients of the model within the block; restore gradients and training mode afterwards."""
-    before = [(weight, weight.requires_grad, weight.grad) for weight in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight, trained, gradient in before:
-            weight.requires_grad_(trained)
-            weight.grad = gradient
-        for module, mode in training:
-            module.training = mode
+def _compute_maps(batch: ExplainedBatch) -> Mapping[str, Tensor]:
+    maps = compute_grad_cam(batch.model, batch.images, batch.outputs.tolist())
+    passes = {"grad_cam_one": "pass_one", "grad_cam_two": "pass_two"}
+    return {passes[name]: pool_to_grid(map, batch) for name, map in maps.items()}
+
+
+GRAD_CAM = Explanation("grad-cam", "Grad-CAM", depends_on_class=True, compute=_compute_maps)

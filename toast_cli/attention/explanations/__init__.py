@@ -1,0 +1,1 @@
+"""Explanations of a prediction as maps: one module each, registered in `registered`."""

@@ -1,0 +1,1 @@
+"""Parts of exported graphs: resizing inside of them, and quantization."""

@@ -1,0 +1,1 @@
+"""Pictures of many images, moving pictures, and pictures of explanations."""

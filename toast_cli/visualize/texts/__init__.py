@@ -1,0 +1,1 @@
+"""Texts that are coloured by attention: numbers per token, and pages."""
