@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,31 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """
     _load_pixels(image)  # first: a PNG may hold its EXIF after its pixels
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow's parser raises arbitrary exceptions on a damaged block
         orientation = 1
+    if orientation is None:
+        orientation = _find_orientation(image.info.get("exif", b""))
     method = TRANSPOSE_BY_ORIENTATION.get(orientation)
     if method is None:
         return image
     upright = image.transpose(method)
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
+
+
+def _find_orientation(block: bytes) -> int:
+    """Return the orientation in an EXIF block, 1 without one. Pillow before 13 stops at the first damaged entry."""
+    tiff = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    for place in range(start + 2, len(tiff) - 11, 12):
+        tag, kind, count = struct.unpack_from(order + "HHI", tiff, place)
+        if tag == ExifTags.Base.Orientation and kind in (3, 4) and count == 1:
+            return int(struct.unpack_from(order + {3: "H", 4: "I"}[kind], tiff, place + 8)[0])
+    return 1
 
 
 def _load_pixels(image: Image.Image) -> None:
