@@ -59,8 +59,8 @@ class TestSentence:
         shares = {"pass_one": 0.014, "pass_two": 0.44, "even": 0.08}
         view = make_view(model, TopPrediction("ringed", 0.3), TopPrediction("ringed", 0.9), shares=shares)
         assert write_sentence(SAMPLE, view) == (
-            "The model says “ringed” and is 90% sure (30% without TOAST), "
-            "and 44% of its attention is on the outlined object, 1% before."
+            "The model says “ringed” and is 90% sure (without TOAST it says the same, 30% sure), "
+            "and 44% of its attention is on the outlined object, 1% without TOAST."
         )
 
     def test_the_same_answer_is_said_once(self, model: Model) -> None:
@@ -101,7 +101,7 @@ def test_the_simple_style_can_be_read_at_800_pixels_and_prints_over_nothing(mode
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :]), texts[number].get_text()
     said = " ".join(text.get_text().replace("\n", " ") for text in texts)
-    for words in ("Where it looks without TOAST", "True class: ringed. The model is right ✓", "51% of the attention"):
+    for words in ("Where it looks without TOAST", "Correct answer: ringed. The model is right ✓", "51% of the attention"):
         assert words in said
 
 

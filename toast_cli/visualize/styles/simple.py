@@ -45,7 +45,7 @@ HEADING_SIZE, SENTENCE_SIZE, VERDICT_SIZE, NOTE_SIZE = 12.0, 14.0, 13.0, 10.5
 RIGHT_COLOR, WRONG_COLOR, QUIET_COLOR = "#1d6b2a", "#a3161b", "#444444"
 LEGEND = "Dark: hardly looked at. Bright: looked at most."
 ENERGY_LEGEND = "Dark: weak features. Bright: strong features."
-TOAST_LEGEND = " TOAST lets the same frozen network look a second time, at what matters for its task."
+TOAST_LEGEND = " TOAST lets the same, unchanged network look a second time, at what matters for its task."
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def write_sentence(sample: Sample, view: ImageView) -> str:
             )
         return (
             f"The model says “{_shorten(last.label)}” and is {format_sureness(last)} sure "
-            f"({format_sureness(first)} without TOAST){clause}."
+            f"(without TOAST it says the same, {format_sureness(first)} sure){clause}."
         )
     return (
         f"With TOAST the model says “{_shorten(last.label)}” ({format_sureness(last)} sure) instead of "
@@ -101,7 +101,7 @@ def write_verdict(names: tuple[str, ...] | None, right: bool | None) -> tuple[st
     if not names:
         return "", None
     mark = {None: "", True: ". The model is right ✓", False: ". The model is wrong ✗"}[right]
-    return f"True class: {', '.join(map(_shorten, names))}{mark}", right
+    return f"Correct answer: {', '.join(map(_shorten, names))}{mark}", right
 
 
 def write_register_note(view: ImageView) -> str:
@@ -132,7 +132,7 @@ def _describe_move(view: ImageView) -> str:
     looks = "of its features’ strength" if view.kind == FEATURE_ENERGY else "of its attention"
     if {"pass_one", "pass_two"} <= view.shares.keys():
         before, after = view.shares["pass_one"], view.shares["pass_two"]
-        return f"{after:.0%} {looks} is on the outlined object, {before:.0%} before"
+        return f"{after:.0%} {looks} is on the outlined object, {before:.0%} without TOAST"
     moved = float(view.maps["difference"].abs().sum()) / 2
     if moved < LITTLE_MOVED:
         return "it looks at nearly the same places"
