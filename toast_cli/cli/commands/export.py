@@ -217,7 +217,7 @@ def _check_options(
                 f"{prepares[format]}, and toast_cli.load(PATH).attention(images) returns the maps."
                 if format in prepares
                 else "",
-                f"Use --format {' or '.join(graphs)}.",
+                f"Use --format {', '.join(graphs[:-1])} or {graphs[-1]}.",
                 code="export.not-a-graph",
             )
     if fold and part in ("backbone", "artifact"):
