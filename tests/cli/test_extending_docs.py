@@ -197,7 +197,7 @@ def test_a_format_that_is_no_graph_gets_a_folded_model_and_no_maps(
 
     monkeypatch.setattr(module, "FORMAT", replace(module.FORMAT, graph=False, write=write))
     command = ("export", "--format", "server", "--run", toast_run, "--out", here / "graph.pt2")
-    toast(*command, "--maps").fails(2, "Use --format onnx or torch-export.", error="export.not-a-graph")
+    toast(*command, "--maps").fails(2, "Use --format onnx, openvino or torch-export.", error="export.not-a-graph")
     assert toast(*command, "--fold").code == 0
     assert [type(steering) for steering in written] == [FoldedSteering]
 
