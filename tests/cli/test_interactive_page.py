@@ -135,7 +135,7 @@ def test_a_test_picture_is_shown_with_both_passes_of_each_run_and_fits_the_scree
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= width
     boxes = [stage.bounding_box() for stage in page.tab.locator(".stage").all()]
     assert all(box["width"] >= 140 and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-    assert "run is a language model" in page.tab.inner_text("body")
+    assert page.tab.locator("#chat-message textarea").is_visible(), "the run of a language model has a chat"
 
 
 def test_sliders_steer_and_choose_the_map(page: Page) -> None:
