@@ -174,10 +174,10 @@ def test_pointing_at_something_is_an_experiment_that_can_be_reset(page: Page) ->
     page.tab.mouse.down()
     page.tab.mouse.move(box["x"] + 120, box["y"] + 90, steps=4)
     page.tab.mouse.up()
-    page.wait_for_another_look(pointed)
+    boxed = page.wait_for_another_look(pointed)
     assert page.tab.locator(".picked:not(.point)").count() == 3
     page.tab.click("#reset")
-    assert page.wait_for_another_look(pointed) == before
+    assert page.wait_for_another_look(boxed) == before
     assert page.tab.locator(".picked").count() == 0
 
 
