@@ -237,10 +237,13 @@ def test_errors_are_messages_of_ours_and_what_was_shown_stays(page: Page, runs: 
         gone.rename(runs["toast"])
 
 
-def test_the_page_answers_to_names_of_its_own_machine_alone(server: tuple[Command, str]) -> None:
+def test_the_page_answers_to_names_of_its_own_machine_and_to_its_own_pages_alone(server: tuple[Command, str]) -> None:
     request = urllib.request.Request(server[1], headers={"Host": "toast.example"})
     with pytest.raises(urllib.error.HTTPError, match="421"):
         urllib.request.urlopen(request)
+    upload = urllib.request.Request(f"{server[1]}gradio_api/upload", b"", {"Origin": "https://toast.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(upload)
     with urllib.request.urlopen(server[1]) as answer:
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 

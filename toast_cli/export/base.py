@@ -88,6 +88,16 @@ class QuantizationReport:
     tried: dict[str, float]
     allowed_loss: float = ALLOWED_LOSS
 
+    @property
+    def loses_too_much(self) -> bool:
+        """Return whether the loss of accuracy is above the allowed one."""
+        return exceeds_allowed_loss(self.accuracy_float, self.accuracy, self.allowed_loss)
+
+
+def exceeds_allowed_loss(before: float, after: float, allowed: float = ALLOWED_LOSS) -> bool:
+    """Return whether an accuracy lies more than `allowed` below another one, rounding of shares aside."""
+    return before - after > allowed + 1e-9
+
 
 Outputs: TypeAlias = "dict[str, Tensor]"
 """Outputs to compare by name: `logits` (`features` for a backbone), and the maps if requested."""

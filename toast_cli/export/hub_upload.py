@@ -43,8 +43,7 @@ def make_card(loaded: LoadedModel, name: str, wanted: ExportRequest, target: Pat
         if name == "safetensors":
             card = format_weights_card(loaded, published, wanted.dtype, base, wanted.part, target.name)
         else:
-            quantized = wanted.quantize is not None
-            card = format_graph_card(loaded, published, wanted.dtype, base, name, quantized, target.name)
+            card = format_graph_card(loaded, published, wanted.dtype, base, name, target.name)
     return card.replace(PLACEHOLDER, repository)
 
 

@@ -38,7 +38,7 @@ def format_timm_card(loaded: LoadedModel, published: AdapterConfig, dtype: str, 
 
 
 def format_graph_card(
-    loaded: LoadedModel, published: AdapterConfig, dtype: str, base: str | None, form: str, quantized: bool, file: str
+    loaded: LoadedModel, published: AdapterConfig, dtype: str, base: str | None, form: str, file: str
 ) -> str:
     """Return the card of a graph, for an upload.
 
@@ -48,7 +48,6 @@ def format_graph_card(
         dtype: The data type of the stored weights.
         base: The hub's id of the backbone, if it has one.
         form: Name of the format.
-        quantized: Whether the graph computes in integers.
         file: Name of the graph's file.
     """
     language = loaded.model.backbone.preprocessing is None
@@ -57,9 +56,7 @@ def format_graph_card(
     if loaded.model.objective.target in ("class", "labels", "number") and form in ("onnx", "openvino"):
         runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[form]
         usage += f"\n```\npip install numpy pillow {runtime}\npython infer.py IMAGES --model {file}\n```\n"
-    metadata = CardMetadata(
-        GRAPH_LIBRARIES.get(form, TOAST_LIBRARY), pipeline, base, "quantized" if quantized else "finetune"
-    )
+    metadata = CardMetadata(GRAPH_LIBRARIES.get(form, TOAST_LIBRARY), pipeline, base, "finetune")
     return format_export_card(loaded, published, dtype, metadata, usage, _summarize(loaded))
 
 

@@ -6,7 +6,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-
 SCRIPT = Path(__file__).parents[3] / "toast_cli/visualize/templates/interactive_tables.js"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from toast_cli.export.base import exceeds_allowed_loss
 from toast_cli.export.graphs import quantization
 
 onnx = pytest.importorskip("onnx")
@@ -59,3 +60,10 @@ def test_every_scheme_stores_int8_and_computes_about_the_same(
     assert not any(node.doc_string for node in graph.node)
     kinds = [node.op_type for node in graph.node]
     assert ("QuantizeLinear" in kinds) == (scheme.float_inputs != "all") and "Transpose" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("right", "after", "too_much"), [(100, 99, False), (98, 97, False), (95, 94, False), (95, 93, True)]
+)
+def test_a_loss_of_exactly_one_point_is_allowed(right: int, after: int, too_much: bool) -> None:
+    assert exceeds_allowed_loss(right / 100, after / 100) is too_much

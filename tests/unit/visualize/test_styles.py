@@ -101,7 +101,11 @@ def test_the_simple_style_can_be_read_at_800_pixels_and_prints_over_nothing(mode
     for number, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[number + 1 :]), texts[number].get_text()
     said = " ".join(text.get_text().replace("\n", " ") for text in texts)
-    for words in ("Where it looks without TOAST", "Correct answer: ringed. The model is right ✓", "51% of the attention"):
+    for words in (
+        "Where it looks without TOAST",
+        "Correct answer: ringed. The model is right ✓",
+        "51% of the attention",
+    ):
         assert words in said
 
 

@@ -59,7 +59,7 @@ def run_export(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="onnx: quantize weights and activations to int8, calibrated on training images of the run.",
+            help="onnx: quantize to int8: weights, and activations where validation accuracy allows it (int8).",
         ),
     ] = None,
     out: Annotated[
@@ -291,7 +291,7 @@ def _print_quantization(proof: VerificationReport) -> None:
         f"on {found.images} images; {found.bytes / found.bytes_float:.2f} times the size "
         f"({found.scheme}, calibrated on {found.calibration_images} training images)"
     )
-    if found.accuracy_float - found.accuracy > found.allowed_loss:
+    if found.loses_too_much:
         print_line(
             f"Warning: {found.type} loses {100 * (found.accuracy_float - found.accuracy):.1f} points of {found.split} "
             "accuracy. Use --dtype float16, or the file without --quantize.",

@@ -120,6 +120,7 @@ def visualize_attention(
     refuse_together("--prompt", prompt is not None, of_images)
     refuse_together("--explain", explain is not None, {"--animate": animate, "--style": style is not None})
     refuse_together("--animate", animate, {"--style": style is not None, "--format": format != "png"})
+    refuse_together("--ignore-registers", ignore_registers, {"--explain": explain is not None, "--animate": animate})
     refuse_together(
         "--point and --box",
         point is not None or box is not None,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from toast_cli.export.base import ALLOWED_LOSS, ExportRequest, ExportRunner, QuantizationReport, log_stage
+from toast_cli.export.base import ExportRequest, ExportRunner, QuantizationReport, exceeds_allowed_loss, log_stage
 from toast_cli.export.verification_inputs import open_verification_data, prepare_image
 from toast_cli.utils.errors import ToastError, UsageError
 
@@ -98,7 +98,7 @@ def quantize_graph(
             if tried[scheme.name] > best:
                 best, chosen = tried[scheme.name], scheme.name
                 made.replace(kept)
-            if before - best <= ALLOWED_LOSS:
+            if not exceeds_allowed_loss(before, best):
                 break
         path.write_bytes(kept.read_bytes())
     return QuantizationReport(

@@ -203,12 +203,12 @@ def build_chat() -> TabContent:
         return safe, "", answered.page, report
 
     def restart() -> Sequence[Any]:
-        return [], EMPTY, ""
+        return [], EMPTY, "", ""
 
     quiet: dict[str, Any] = {"api_visibility": "private"}
     inputs, answered = [name, history, message, marked, strength, level, tokens], [history, message, colored, note]
     send.click(reply, inputs, answered, **quiet)
-    clear.click(restart, None, [history, colored, note], **quiet)
+    clear.click(restart, None, [history, colored, note, marked], **quiet)
     mark.click(None, [marked], [marked], js=ADD_SELECTION)
     outputs = [name, marked, strength, level]
     return TabContent(outputs, fill)

@@ -119,10 +119,11 @@ class PageServer(uvicorn.Server):
 
 
 class PageGate:
-    """An ASGI application that refuses other names of this machine, and keeps browsers from asking other hosts.
+    """An ASGI application that refuses other names and other pages, and keeps browsers from asking other hosts.
 
     A page on loopback answers only to names of this machine, so that a web page cannot reach it through a name of its
-    own that leads here.
+    own that leads here. A request that a browser sends for a page of another origin is refused, also one that needs no
+    permission, such as an upload.
     """
 
     def __init__(self, app: Asgi, options: PageOptions) -> None:
@@ -134,10 +135,17 @@ class PageGate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        host = get_host(headers.get(b"host", b"localhost").decode("latin-1"))
+        named = headers.get(b"host", b"localhost").decode("latin-1")
+        host = get_host(named)
         if self._options.is_local and not is_loopback(host):
             await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"This page answers only to names of its own machine.\n"})
+            return
+
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and origin.partition("://")[2] != named:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"This page answers only to itself.\n"})
             return
 
         async def send_with_policy(message: Message) -> None:

@@ -12,7 +12,7 @@ MAX_WORD_LENGTH = 40
 LITTLE_MOVED = 0.03
 """Share of a map, below which a sentence says that it has not moved."""
 REGISTER_NOTE = (
-    "×: {cells} that this frozen network always looks at, whatever the picture shows (“register tokens”). "
+    "×: {cells} that the network itself uses as scratch space (“register tokens”), not parts of the picture. "
     "{share} of the attention is there{without}."
 )
 
@@ -133,7 +133,7 @@ def _describe_move(view: ImageView) -> str:
     if {"pass_one", "pass_two"} <= view.shares.keys():
         before, after = view.shares["pass_one"], view.shares["pass_two"]
         return f"{after:.0%} {looks} is on the outlined object, {before:.0%} without TOAST"
-    moved = float(view.maps["difference"].abs().sum()) / 2
+    moved = float(view.get_drawn_maps()["difference"].abs().sum()) / 2
     if moved < LITTLE_MOVED:
         return "it looks at nearly the same places"
     return f"{moved:.0%} {looks} has moved to other places"
