@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -32,12 +32,18 @@ def build_page(loader: RunLoader) -> gradio.Blocks:
         outputs = [part for _, column, content in contents for part in (column, *content.outputs)]
 
         def fill_tabs() -> list[Any]:
-            runs, updates = loader.wait().runs, []
+            loaded, updates = loader.wait(), list[Any]()
+            errors = [*loaded.errors]
             for tab, _, content in contents:
-                accepted = {name: run for name, run in runs.items() if tab.accepts(run)}
-                updates.append(gradio.update(visible=bool(accepted)))
-                updates += content.fill(accepted) if accepted else [gradio.skip()] * len(content.outputs)
-            return [*updates, ""]
+                accepted = {name: run for name, run in loaded.runs.items() if tab.accepts(run)}
+                filled: Sequence[Any] = [gradio.skip()] * len(content.outputs)
+                try:
+                    filled = content.fill(accepted) if accepted else filled
+                except ToastError as error:  # the other tabs can be used
+                    errors.append(error)
+                    accepted = {}
+                updates += [gradio.update(visible=bool(accepted)), *filled]
+            return [*updates, "".join(map(format_error, errors))]
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 

@@ -22,12 +22,14 @@ LOGGER = logging.getLogger(__name__)
 class LoadedRuns:
     """The opened runs by name, in order, and the test images of the first one with images.
 
-    `test` is None if there are none, for the reason in `test_error`.
+    `test` is None if there are none, for the reason in `test_error`. `errors` has a message for each run that could not
+    be opened; at least one run could.
     """
 
     runs: dict[str, OpenedRun] = field(default_factory=dict)
     test: ImageSplit | None = None
     test_error: ToastError | None = None
+    errors: list[ToastError] = field(default_factory=list)
 
 
 class RunLoader:
@@ -82,18 +84,19 @@ class RunLoader:
     def _load(self) -> None:
         try:
             loaded = self._open_runs()
-        except ToastError as error:
+        except ToastError as error:  # no run could be opened, as the terminal says already
             self._fail(error)
         except Exception as error:
             LOGGER.exception("The runs could not be loaded.")
-            self._fail(make_internal_error(error))
+            failure = make_internal_error(error)
+            self._report(str(failure))
+            self._fail(failure)
         else:
             with self.changed:
                 self._loaded, self.stage, self.done = loaded, "Ready", 1.0
                 self.changed.notify_all()
 
     def _fail(self, error: ToastError) -> None:
-        self._report(str(error))
         with self.changed:
             self._error = error
             self.changed.notify_all()
@@ -106,8 +109,16 @@ class RunLoader:
         for number, (name, path) in enumerate(zip(options.names, options.runs, strict=True)):
             self._enter(f"Loading {name}", 0.4 + 0.4 * number / len(options.runs))
             request = RunRequest(path, data_dir=options.data_dir, weights=options.weights, device=options.device)
-            loaded.runs[name] = open_run(request)
-            loaded.runs[name].model.eval()
+            try:
+                run = open_run(request)
+            except ToastError as error:
+                self._report(str(error))
+                loaded.errors.append(error)
+            else:
+                run.model.eval()
+                loaded.runs[name] = run
+        if not loaded.runs:
+            raise loaded.errors[0]
         self._enter("Opening the test pictures", 0.85)
         self._open_test_images(loaded)
         self._enter("Warming up", 0.95)
