@@ -12,7 +12,7 @@ from toast_cli.data.images.transforms import CropWindow
 from toast_cli.utils.names import shorten_name
 from toast_cli.visualize.figure import MAX_HEADING_LENGTH, FigurePanel, FigureRow
 from toast_cli.visualize.map_color_scales import ColorScale, build_diverging_scale, build_sequential_scale
-from toast_cli.visualize.styles.wording import describe_look, get_strength
+from toast_cli.visualize.styles.captions import describe_look, get_strength
 from toast_cli.visualize.view import ImageView, TopPrediction
 
 GRAD_CAM_SCALE = ColorScale("Grad-CAM, share of its largest", "magma", 0.0, 1.0)

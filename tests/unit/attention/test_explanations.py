@@ -15,7 +15,7 @@ from toast_cli.attention.explanations.integrated_gradients import (
     compute_integrated_gradients,
     run_differentiable_passes,
 )
-from toast_cli.attention.explanations.registered import EXPLANATIONS, explain_batch, find_explanations
+from toast_cli.attention.explanations.registry import EXPLANATIONS, explain_batch, find_explanations
 from toast_cli.attention.maps import AttentionRecorder
 from toast_cli.attention.strength_sweep import sweep_strength
 from toast_cli.model.model import Model

@@ -18,9 +18,9 @@ from toast_cli.data.images.transforms import CropWindow
 from toast_cli.model.model import Model
 from toast_cli.utils.errors import UsageError
 from toast_cli.visualize.figure_panels import build_passes_row
-from toast_cli.visualize.styles.registered import STYLES, choose_style
+from toast_cli.visualize.styles.captions import write_register_note, write_sentence
+from toast_cli.visualize.styles.registry import STYLES, choose_style
 from toast_cli.visualize.styles.simple import build_simple_row
-from toast_cli.visualize.styles.wording import write_register_note, write_sentence
 from toast_cli.visualize.view import ImageView, TopPrediction, compute_image_view
 
 MAP = torch.full((8, 8), 1 / 64)

@@ -25,7 +25,7 @@ from toast_cli.utils.files import remove_file, write_json, write_text
 from toast_cli.utils.names import escape_newlines
 from toast_cli.visualize.eval_curves import LOSSES, SWEEP_LABELS, draw_sweep, format_sweep_csv
 from toast_cli.visualize.figure_output import save_figure
-from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.styles.captions import describe_maps
 
 TEXT_FILE = "per_text.csv"
 INTERVAL = "95%: by bootstrap over texts"

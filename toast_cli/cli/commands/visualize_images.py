@@ -23,7 +23,7 @@ from toast_cli.training.reporter import Reporter
 from toast_cli.utils.errors import ToastError, UsageError, did_you_mean
 from toast_cli.utils.names import make_names_unique, to_file_name
 from toast_cli.visualize.save_figures import save_attention_figure, save_comparison_figure
-from toast_cli.visualize.styles.registered import choose_style
+from toast_cli.visualize.styles.registry import choose_style
 from toast_cli.visualize.view import AttentionViewer, load_image_sample, load_test_sample
 
 DEFAULT_PLAIN_BACKBONE = "vit_demo"
@@ -212,7 +212,7 @@ def draw_figures(request: ImageRequest, samples: Iterable[tuple[str, Sample]]) -
     """
     viewers, folder, format = request.viewers, request.folder, request.format
     if request.explain is not None:
-        from toast_cli.attention.explanations.registered import find_explanations
+        from toast_cli.attention.explanations.registry import find_explanations
         from toast_cli.visualize.images.explanation_figure import save_explanation_figure
 
         return save_explanation_figure(viewers[0], find_explanations(request.explain), samples, folder, format)

@@ -20,7 +20,7 @@ from toast_cli.visualize.save_figures import (
     get_comparison_name,
     get_library_versions,
 )
-from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.styles.captions import describe_maps
 from toast_cli.visualize.texts.text_figure import (
     TEXT_MAP_DESCRIPTIONS,
     TextView,

@@ -13,7 +13,7 @@ from toast_cli.utils.names import escape_newlines
 from toast_cli.utils.statistics import MeanEstimate, bootstrap_mean, estimate_proportion
 from toast_cli.visualize.report import format_attention_checks
 from toast_cli.visualize.save_figures import compute_source_digest, describe_model, get_library_versions
-from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.styles.captions import describe_maps
 
 FINGERPRINT_DIGITS = 12
 """Digits of a fingerprint on the page; comparison.json has the full value."""

@@ -28,8 +28,8 @@ from toast_cli.visualize.save_figures import (
     compute_source_digest,
     find_free_name,
 )
+from toast_cli.visualize.styles.captions import format_answer
 from toast_cli.visualize.styles.simple import crop_to_window
-from toast_cli.visualize.styles.wording import format_answer
 from toast_cli.visualize.view import AttentionViewer, compute_image_view, get_top_prediction
 
 FRAMES = 21

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from toast_cli.attention.explanations.base import ExplainedBatch, Explanation
-from toast_cli.attention.explanations.registered import ExplainedImage, explain_batch
+from toast_cli.attention.explanations.registry import ExplainedImage, explain_batch
 from toast_cli.data.base import Sample
 from toast_cli.utils.errors import UsageError
 from toast_cli.utils.files import write_json, write_tensors
@@ -26,7 +26,7 @@ from toast_cli.visualize.save_figures import (
     find_free_name,
     get_library_versions,
 )
-from toast_cli.visualize.styles.wording import format_answer
+from toast_cli.visualize.styles.captions import format_answer
 from toast_cli.visualize.view import AttentionViewer, ImageView, compute_image_view
 
 PASS_NAMES = {"pass_one": "without TOAST", "pass_two": "with TOAST"}

@@ -28,8 +28,8 @@ from toast_cli.visualize.save_figures import (
     find_free_name,
 )
 from toast_cli.visualize.styles.base import measure_lines, wrap_text, write_lines
+from toast_cli.visualize.styles.captions import describe_maps, format_answer, write_register_note, write_sentence
 from toast_cli.visualize.styles.simple import RIGHT_COLOR, WRONG_COLOR, build_simple_row
-from toast_cli.visualize.styles.wording import describe_maps, format_answer, write_register_note, write_sentence
 from toast_cli.visualize.view import AttentionViewer, ImageView, compute_image_view
 
 SHEET_NAME = "images"

@@ -12,7 +12,7 @@ from toast_cli.utils.names import shorten_name
 from toast_cli.visualize.figure import draw_figure
 from toast_cli.visualize.figure_panels import build_passes_row
 from toast_cli.visualize.styles.base import FigureStyle, Views
-from toast_cli.visualize.styles.wording import describe_maps, write_register_note
+from toast_cli.visualize.styles.captions import describe_maps, write_register_note
 from toast_cli.visualize.view import ImageView
 
 MAX_TITLE_NAME = 80

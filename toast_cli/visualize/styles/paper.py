@@ -11,7 +11,7 @@ from toast_cli.data.base import Sample
 from toast_cli.visualize.figure import draw_figure
 from toast_cli.visualize.figure_panels import build_comparison_rows
 from toast_cli.visualize.styles.base import FigureStyle, Views
-from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.styles.captions import describe_maps
 from toast_cli.visualize.view import ImageView
 
 WITHOUT = "without TOAST"

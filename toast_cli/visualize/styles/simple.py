@@ -28,7 +28,7 @@ from toast_cli.visualize.figure_panels import (
     to_multiples_of_uniform,
 )
 from toast_cli.visualize.styles.base import FigureStyle, Views, measure_lines, wrap_text, write_lines
-from toast_cli.visualize.styles.wording import (
+from toast_cli.visualize.styles.captions import (
     describe_look,
     get_strength,
     write_register_note,

@@ -7,7 +7,7 @@ from typing import Any
 
 from toast_cli.utils.formatting import render_template
 from toast_cli.visualize.map_color_scales import ColorScale
-from toast_cli.visualize.styles.wording import describe_maps
+from toast_cli.visualize.styles.captions import describe_maps
 from toast_cli.visualize.texts.text_figure import (
     TEXT_MAP_DESCRIPTIONS,
     ColoredText,
