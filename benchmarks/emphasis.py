@@ -70,7 +70,7 @@ def make_document(draw: random.Random) -> str:
 
 
 def make_conflict(draw: random.Random) -> dict[str, Any]:
-    """Four facts of which two are about one person, and a question about that person."""
+    """Four facts, two of them about one person, and a question about that person."""
     facts = draw_facts(draw)
     facts[1] = (facts[0][0], *facts[1][1:])
     target, rival = draw.sample(facts[:2], 2)

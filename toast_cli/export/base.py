@@ -18,7 +18,7 @@ SCRIPT_FILE = "infer.py"
 """Script that some formats write next to the export. It serves every such export in its folder."""
 
 SCRIPT_BEGINNING = '"""Classify images with an '
-"""The beginning of that script in every version, by which a user's own is told apart."""
+"""The first words of that script in every version. A file of the user's own does not begin with them."""
 
 LOGGER = logging.getLogger(__name__)
 """Logger of the export stages. `ExportFormat.write` needs no extra argument for them."""

@@ -76,7 +76,10 @@ def _find_orientation(block: bytes) -> int:
     if order is None or len(tiff) < 8:
         return 1
     (start,) = struct.unpack_from(order + "I", tiff, 4)
-    for place in range(start + 2, len(tiff) - 11, 12):
+    if start + 2 > len(tiff):
+        return 1
+    (entries,) = struct.unpack_from(order + "H", tiff, start)
+    for place in range(start + 2, min(start + 2 + 12 * entries, len(tiff) - 11), 12):
         tag, kind, count = struct.unpack_from(order + "HHI", tiff, place)
         if tag == ExifTags.Base.Orientation and kind in (3, 4) and count == 1:
             return int(struct.unpack_from(order + {3: "H", 4: "I"}[kind], tiff, place + 8)[0])
